@@ -1,0 +1,37 @@
+"""lit-opt: optimizer recipes for PyTorch Lightning. The public names load lazily, without torch or lightning.
+
+Example:
+    >>> import lit_opt
+    >>> lit_opt.__version__
+    '0.1.0'
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lit_opt.callbacks.recipe import Recipe as Recipe
+    from lit_opt.recipes.schema import ClipSpec as ClipSpec
+    from lit_opt.recipes.schema import DecaySpec as DecaySpec
+    from lit_opt.recipes.schema import EMASpec as EMASpec
+    from lit_opt.recipes.schema import GroupRule as GroupRule
+
+__version__ = "0.1.0"
+
+_LAZY = {
+    "Recipe": "lit_opt.callbacks.recipe",
+    "ClipSpec": "lit_opt.recipes.schema",
+    "DecaySpec": "lit_opt.recipes.schema",
+    "EMASpec": "lit_opt.recipes.schema",
+    "GroupRule": "lit_opt.recipes.schema",
+}
+
+__all__ = [*sorted(_LAZY), "__version__"]
+
+
+def __getattr__(name: str) -> object:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'lit_opt' has no attribute {name!r}. Public names: {', '.join(__all__)}.")

@@ -1,0 +1,60 @@
+"""WHAT to do: one module a setting, each a tuple `RECIPES` of plain data. No torch, no lightning."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+
+from lit_opt.errors import RecipeError, nearest
+from lit_opt.recipes.schema import RecipeSpec
+
+# A bare setting name stands for its first choice.
+ALIASES = {"large_batch": "large_batch/lars"}
+
+# Settings that are complete as data while a part of the package that they need is still missing.
+NOT_BUILT = {"diffusion": "EMA", "vlm": "the learning-rate multipliers of a model's parts"}
+
+_NOT_SETTINGS = {"schema", "common"}
+
+
+@cache
+def _all_recipes() -> dict[str, RecipeSpec]:
+    modules = (m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_SETTINGS)
+    specs = (s for m in modules for s in importlib.import_module(f"{__name__}.{m}").RECIPES)
+    return {spec.name: spec for spec in specs}
+
+
+def list_recipes() -> list[str]:
+    """Names of the recipes that can be used, sorted.
+
+    Example:
+        >>> "llm" in list_recipes()
+        True
+    """
+    return sorted(name for name in _all_recipes() if name not in NOT_BUILT)
+
+
+def get_recipe(name: str) -> RecipeSpec:
+    """The recipe of that name, frozen.
+
+    Args:
+        name: Such as "llm", "cnn", "large_batch/lars". A setting alone is its first choice.
+
+    Raises:
+        RecipeError: Unknown name; the message has the nearest one and the list.
+
+    Example:
+        >>> get_recipe("llm").weight_decay.number
+        0.1
+    """
+    recipes = _all_recipes()
+    resolved = ALIASES.get(name, name)
+    if resolved not in recipes:
+        raise RecipeError(
+            [
+                f"recipe: {name!r} is unknown.{nearest(name, [*recipes, *ALIASES])} "
+                f"Known: {', '.join(list_recipes())}. Try `lit-opt list`."
+            ]
+        )
+    return recipes[resolved]
