@@ -39,3 +39,15 @@ BF16 = Value(
     common_practice="bf16 with float32 master weights and reductions",
     source="torchtitan, OLMo-core, litgpt",
 )
+
+CHANNELS_LAST = Value(
+    True,
+    unit="memory format of the module",
+    common_practice="NHWC on recent GPUs",
+    source="NVIDIA DeepLearningExamples ConvNets/resnet50v1.5/README.md",
+)
+
+
+def label_smoothing(source: str) -> Value:
+    """Label smoothing 0.1 as read in `source`."""
+    return Value(0.1, unit="label smoothing of the loss", common_practice="0.1", source=source)
