@@ -37,9 +37,7 @@ SGD_HYPERPARAMETERS = {
     ),
 }
 
-REFERENCE_BATCH = Value(
-    256, unit="images", common_practice="256", source="arXiv:1706.02677, torchvision references"
-)
+REFERENCE_BATCH = Value(256, unit="images", common_practice="256", source="arXiv:1706.02677, torchvision references")
 
 LINEAR = Value(
     "linear",

@@ -64,9 +64,7 @@ RECIPES = (
                 common_practice="500 to 3000",
                 source="torchtitan flux config_registry.py:140",
             ),
-            start=Value(
-                0.0, unit="fraction of the peak", common_practice="0", source="diffusers optimization.py"
-            ),
+            start=Value(0.0, unit="fraction of the peak", common_practice="0", source="diffusers optimization.py"),
         ),
         decay=Decay(
             kind=Value(
@@ -75,9 +73,7 @@ RECIPES = (
                 common_practice="constant; cosine in diffusers' unconditional example",
                 source="DiT, SiT, LightningDiT, torchtitan flux",
             ),
-            final=Value(
-                1.0, unit="fraction of the peak", common_practice="1", source="DiT, SiT, LightningDiT"
-            ),
+            final=Value(1.0, unit="fraction of the peak", common_practice="1", source="DiT, SiT, LightningDiT"),
         ),
         clip=Value(
             1.0,

@@ -39,9 +39,7 @@ LARS = replace(
     setting="large_batch",
     summary="CNNs at 4,096 to 65,536 images with LARS and polynomial decay",
     deviate=_DEVIATE,
-    optimizer=Value(
-        "lars", unit="registry name", common_practice="LARS above 8k to 32k", source="arXiv:1708.03888"
-    ),
+    optimizer=Value("lars", unit="registry name", common_practice="LARS above 8k to 32k", source="arXiv:1708.03888"),
     lr=LearningRate(
         base=_lars_lr(10.0),
         by_batch=((16384, _lars_lr(10.0)), (32768, _lars_lr(25.0)), (float("inf"), _lars_lr(31.2))),
@@ -55,9 +53,7 @@ LARS = replace(
         2e-4, unit="inside the trust ratio", common_practice="2e-4; 5e-5 to 1e-4 elsewhere", source=_MLPERF
     ),
     hyperparameters={
-        "momentum": Value(
-            0.9, unit="decay of the velocity per step", common_practice="0.9 to 0.95", source=_MLPERF
-        ),
+        "momentum": Value(0.9, unit="decay of the velocity per step", common_practice="0.9 to 0.95", source=_MLPERF),
         "trust_coeff": Value(0.001, unit="times norm(w) / norm(g)", common_practice="0.001", source=_MLPERF),
         "eps": Value(0.0, unit="added to the denominator", common_practice="0", source=_MLPERF),
     },
@@ -97,16 +93,12 @@ LAMB = replace(
             source=_RSB,
         ),
         scaling=Scaling(
-            rule=Value(
-                "sqrt", unit="rule", common_practice="sqrt", source="arXiv:1904.00962; timm train.py:836"
-            ),
+            rule=Value("sqrt", unit="rule", common_practice="sqrt", source="arXiv:1904.00962; timm train.py:836"),
             reference_batch=Value(2048, unit="images", common_practice="2048", source=_RSB),
             batch_unit="samples",
         ),
     ),
-    weight_decay=Value(
-        0.02, unit="inside the trust ratio", common_practice="0.01 to 0.02; DeiT III 0.05", source=_RSB
-    ),
+    weight_decay=Value(0.02, unit="inside the trust ratio", common_practice="0.01 to 0.02; DeiT III 0.05", source=_RSB),
     hyperparameters={
         "betas": Value(
             (0.9, 0.999),
@@ -114,9 +106,7 @@ LAMB = replace(
             common_practice="(0.9, 0.999)",
             source="arXiv:1904.00962; NVIDIA BERT run_pretraining.py:423",
         ),
-        "eps": Value(
-            1e-6, unit="added to the root of the second moment", common_practice="1e-6", source=_RSB
-        ),
+        "eps": Value(1e-6, unit="added to the root of the second moment", common_practice="1e-6", source=_RSB),
     },
     warmup=Warmup(
         length=Value(

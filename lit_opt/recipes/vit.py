@@ -68,9 +68,7 @@ RECIPES = (
                 common_practice="MAE 5 %, Swin and ConvNeXt 6.7 %, DeiT 1.7 %",
                 source="MAE PRETRAIN.md, ConvNeXt main.py, DeiT main.py",
             ),
-            start=Value(
-                0.0, unit="fraction of the peak", common_practice="0 to 0.001", source="DeiT main.py (1e-6)"
-            ),
+            start=Value(0.0, unit="fraction of the peak", common_practice="0 to 0.001", source="DeiT main.py (1e-6)"),
         ),
         decay=Decay(
             kind=Value("cosine", unit="shape", common_practice="cosine", source="DeiT, MAE, Swin, ConvNeXt"),
