@@ -5,14 +5,15 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
-from lit_opt.optim.registry import list_optimizers
+from lit_opt.optim.registry import get_row, list_optimizers
 
 if TYPE_CHECKING:
-    from lit_opt.optim.build import build as build
+    from lit_opt.optim.factory import build as build
 
-_LAZY = {"build": "lit_opt.optim.build"}
+# No module of this package may be called like a public function: importing it would replace the function.
+_LAZY = {"build": "lit_opt.optim.factory"}
 
-__all__ = ["build", "list_optimizers"]
+__all__ = ["build", "get_row", "list_optimizers"]
 
 
 def __getattr__(name: str) -> object:

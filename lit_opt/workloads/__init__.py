@@ -1,0 +1,1 @@
+"""Small real training tasks: a LightningModule and a LightningDataModule for each setting."""

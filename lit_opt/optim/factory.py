@@ -1,0 +1,214 @@
+"""`build`: a registry name and parameters become a torch optimizer, or one message with all that is wrong."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD, Optimizer
+
+from lit_opt.errors import RecipeError, nearest
+from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
+from lit_opt.optim.registry import get_row
+from lit_opt.optim.schema import REQUIRED, OptimizerRow
+
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+
+_PARAMS_ALLOWED = "Allowed: an iterable of tensors, of (name, tensor) pairs, or of group dicts with 'params'"
+
+
+def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
+    """Build an optimizer by its registry name.
+
+    Args:
+        name: Registry name, see `list_optimizers`.
+        params: Tensors of any shape, (name, tensor) pairs, or group dicts. A group dict has "params" and may have
+            "name", "algorithm" and any hyperparameter, which then replaces the one below for that group.
+        **hyperparameters: Keywords of the registry row (lr, weight_decay, betas, momentum, ...). `lr` has no
+            default: it is given here or in every group. weight_decay has the unit of the optimizer, for adamw
+            torch's: it is multiplied by lr.
+
+    Returns:
+        A torch.optim.Optimizer. Its groups have "algorithm" and, where given, "name", also after add_param_group,
+        state_dict, deepcopy and pickle. Where several implementations exist, it has the fastest correct one.
+
+    Raises:
+        RecipeError: Unknown name or keyword, a value of the wrong type or out of bounds, a missing lr, an empty or
+            duplicated parameter, a tensor that is not a leaf, a group of another algorithm. All problems at once.
+
+    Layer-wise methods (lars, lamb) adapt every group, also with weight_decay=0. A group dict that sets
+    weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt".
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import build
+        >>> model = torch.nn.Linear(4, 2)
+        >>> groups = [
+        ...     {"params": [model.weight], "name": "decay"},
+        ...     {"params": [model.bias], "name": "no_decay", "weight_decay": 0.0},
+        ... ]
+        >>> optimizer = build("adamw", groups, lr=3e-4, betas=(0.9, 0.95), weight_decay=0.1)
+        >>> model(torch.ones(1, 4)).sum().backward()
+        >>> optimizer.step()
+        >>> [(g["name"], g["weight_decay"], g["algorithm"]) for g in optimizer.param_groups]
+        [('decay', 0.1, 'adamw'), ('no_decay', 0.0, 'adamw')]
+    """
+    row = get_row(name)
+    values, problems = check_hyperparameters(row, hyperparameters)
+    groups, group_problems = _groups(row, params)
+    problems += group_problems
+    problems += _tensor_problems(groups)
+    for where, group in groups:
+        clean, found = _check_group(row, group, where)
+        group.update(clean)
+        problems += found
+    if "lr" not in hyperparameters and not (groups and all("lr" in group for _, group in groups)):
+        problems.append(missing_lr(row))
+
+    defaults = {k: v for k, v in row.hyperparameters.items() if v is not REQUIRED} | values
+    problems += check_nesterov(row, defaults)
+    for where, group in groups:
+        if {"momentum", "nesterov"} & group.keys():
+            problems += [p for p in check_nesterov(row, defaults | group, where=where) if where + p not in problems]
+    if problems:
+        raise RecipeError(problems)
+
+    for _, group in groups:
+        if group.get("weight_decay") == 0:
+            for key, value in row.excluded_group.items():
+                group.setdefault(key, value)
+        group.setdefault("algorithm", row.name)
+    # Groups that are added later need some default; without a common one it is the first group's.
+    defaults.setdefault("lr", groups[0][1].get("lr"))
+    nesterov = bool(row.fixed.get("nesterov")) or any((defaults | group).get("nesterov") for _, group in groups)
+    tensors = [tensor for _, group in groups for tensor in _tensors(group)]
+    factory = _load(row)
+    options = defaults | dict(row.fixed) | dict(row.decayed_group) | _implementation(row, factory, tensors, nesterov)
+    optimizer = factory([group for _, group in groups], **options)
+    # add_param_group fills in what a group lacks from here.
+    optimizer.defaults["algorithm"] = row.name
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        # torch's fused classes unscale p.grad in place under a GradScaler, and Lightning <= 2.6 refuses to clip for
+        # them under 16-mixed and bf16-mixed (lightning#21435). Without the flag both treat them like any other.
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    return optimizer
+
+
+def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """All groups as fresh dicts, each with the words that name it in a message."""
+    if isinstance(params, torch.nn.Module):
+        return [], [f"params: a module ({type(params).__name__}). Type params=module.parameters(). {_PARAMS_ALLOWED}."]
+    if isinstance(params, Tensor | Mapping | str | set | frozenset) or not isinstance(params, Iterable):
+        return [], [f"params: {type(params).__name__} is not a list. {_PARAMS_ALLOWED}."]
+    entries = list(params)
+    if not entries:
+        return [], ["params: empty. The optimizer has nothing to train; is the module frozen or not built yet?"]
+    if not any(isinstance(entry, Mapping) for entry in entries):
+        group = {"params": entries}
+        return [("params: ", group)], _entry_problems(entries, "params: ")
+    if not all(isinstance(entry, Mapping) for entry in entries):
+        return [], [f"params: group dicts and tensors are mixed. {_PARAMS_ALLOWED}."]
+
+    groups, problems, names = [], [], set()
+    for index, entry in enumerate(entries):
+        group = dict(entry)
+        name = group.get("name")
+        where = f"groups[{index}]{f' ({name!r})' if name is not None else ''}: "
+        if name is not None and name in names:
+            problems.append(f"{where}name: {name!r} is used twice. Group names have to differ.")
+        names.add(name)
+        tensors = group.get("params", ())
+        group["params"] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if "params" not in entry:
+            problems.append(f"{where}has no 'params'.")
+        elif not group["params"]:
+            problems.append(f"{where}params: empty. Leave the group out.")
+        problems += _entry_problems(group["params"], where)
+        if group.get("algorithm", row.name) != row.name:
+            problems.append(
+                f"{where}algorithm: {group['algorithm']!r} in an optimizer {row.name!r}. Only matrix methods mix "
+                f"algorithms. Leave it out, or build one optimizer for each."
+            )
+        groups.append((where, group))
+    return groups, problems
+
+
+def _entry_problems(entries: list[Any], where: str) -> list[str]:
+    pairs = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], str) for e in entries]
+    tensors = [e[1] if pair else e for e, pair in zip(entries, pairs, strict=True)]
+    wrong = [f"{where}{type(t).__name__} is not a tensor. {_PARAMS_ALLOWED}." for t in tensors if not _is_tensor(t)]
+    if any(pairs) and not all(pairs):
+        wrong.append(f"{where}named and unnamed tensors are mixed. Name all of them, or none.")
+    return wrong[:1]
+
+
+def _is_tensor(entry: object) -> bool:
+    return isinstance(entry, Tensor)
+
+
+def _tensors(group: Mapping[str, Any]) -> list[Tensor]:
+    entries = (e[1] if isinstance(e, tuple) and len(e) == 2 else e for e in group["params"])
+    return [entry for entry in entries if isinstance(entry, Tensor)]
+
+
+def _tensor_problems(groups: list[tuple[str, dict[str, Any]]]) -> list[str]:
+    problems = []
+    first: dict[int, str] = {}
+    for where, group in groups:
+        for index, tensor in enumerate(_tensors(group)):
+            label = f"{where}parameter {index} of shape {tuple(tensor.shape)}"
+            if id(tensor) in first:
+                problems.append(f"{label} is there twice, first as {first[id(tensor)]}. List tied weights once.")
+            first.setdefault(id(tensor), label)
+            if not tensor.is_leaf:
+                problems.append(
+                    f"{label} is not a leaf: it was computed from other tensors and gets no gradient. Pass the "
+                    f"nn.Parameter it comes from."
+                )
+    return problems
+
+
+def _check_group(row: OptimizerRow, group: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
+    extra = {*row.decayed_group, *row.excluded_group}
+    plain = {"params", "name", "algorithm", *extra}
+    given = {key: value for key, value in group.items() if key not in plain}
+    known = [*row.hyperparameters, *plain]
+    problems = []
+    for key in [k for k in given if k not in row.hyperparameters and k not in row.fixed]:
+        problems.append(f"{where}{key}: not an option of a group.{nearest(key, known)} Allowed: {', '.join(known)}.")
+        del given[key]
+    for key in [k for k in given if k in row.global_only]:
+        problems.append(f"{where}{key}: {row.name} has one for all groups. Pass it to build as {key}=...")
+        del given[key]
+    if where == "params: ":
+        return {}, problems
+    clean, found = check_hyperparameters(row, given, where=where)
+    return clean, problems + found
+
+
+def _load(row: OptimizerRow) -> type[Optimizer]:
+    module, _, attribute = row.factory.partition(":")
+    factory = getattr(importlib.import_module(module), attribute)
+    assert isinstance(factory, type) and issubclass(factory, Optimizer)
+    return factory
+
+
+def _implementation(
+    row: OptimizerRow, factory: type[Optimizer], tensors: list[Tensor], nesterov: bool
+) -> dict[str, bool]:
+    """Which of torch's implementations to ask for; empty leaves the choice to the library.
+
+    SGD never gets fused=True, though it wins on a CPU (benchmarks/results/optimizer_step.md): it fails on DTensor,
+    and raises a TypeError once a parameter has its first gradient later than the others (torch 2.15).
+    """
+    if factory is SGD and nesterov:
+        # torch's foreach form adds the momentum into p.grad where weight_decay is 0.
+        return {"foreach": False}
+    devices = {tensor.device.type for tensor in tensors}
+    # The fused CPU kernels walk memory, not indices: with a gradient or a state of other strides than the
+    # parameter's the result is wrong without a word (torch 2.15).
+    plain = all(tensor.is_floating_point() and tensor.is_contiguous() for tensor in tensors)
+    return {"fused": True} if row.fused and plain and devices in ({"cpu"}, {"cuda"}) else {}

@@ -1,0 +1,8 @@
+"""The registry's data, one module a family of optimizers. No torch is imported."""
+
+from __future__ import annotations
+
+from lit_opt.optim.rows import first_order, large_batch
+from lit_opt.optim.schema import OptimizerRow
+
+ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *large_batch.ROWS)

@@ -1,0 +1,79 @@
+"""The shape of a registry row: plain frozen data, no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lit_opt.recipes.schema import Value
+
+# Default of a hyperparameter that has to be given.
+REQUIRED = "required"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Starting values of one optimizer in one setting, as somebody published them.
+
+    Args:
+        lr: Peak learning rate; its unit names the batch that it belongs to.
+        weight_decay: In the optimizer's own unit, which the Value states.
+        reference_batch: Global batch of `lr`, or None where the source gives none.
+        rule: How `lr` follows the batch. "none" where no rule is published.
+        batch_unit: What `reference_batch` counts.
+        hyperparameters: The optimizer's other keywords.
+
+    Example:
+        >>> from lit_opt.optim import get_row
+        >>> cnn = get_row("sgd").settings["cnn"]
+        >>> cnn.lr.number, cnn.reference_batch, cnn.rule
+        (0.1, 256, 'linear')
+    """
+
+    lr: Value
+    weight_decay: Value
+    reference_batch: int | None
+    rule: Literal["linear", "sqrt", "none"]
+    batch_unit: Literal["samples", "tokens"] = "samples"
+    hyperparameters: Mapping[str, Value] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerRow:
+    """What the package knows of an optimizer.
+
+    Args:
+        name: What a user types.
+        factory: "module:name" of the torch.optim.Optimizer class.
+        provider: Library that the class comes from.
+        summary: One line.
+        rule: The update in symbols (g gradient, m and v moments, w weights, lr, wd).
+        source: Paper id and where the code was checked.
+        evidence: The field guide's evidence label.
+        hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
+        fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
+        decayed_group: Group options of decayed groups that differ from those of excluded ones.
+        excluded_group: Group options of groups that are excluded from decay.
+        global_only: Hyperparameters that the class reads once for all groups; a group cannot set them.
+        settings: Setting -> published starting values. Where none is published there is no entry.
+        fused: The class has a `fused` option that is correct and wins where all tensors are on one CPU or CUDA
+            device.
+        clips_itself: The optimizer limits the gradient or the update itself, with its defaults.
+    """
+
+    name: str
+    factory: str
+    provider: str
+    summary: str
+    rule: str
+    source: str
+    evidence: str
+    hyperparameters: Mapping[str, Any]
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    decayed_group: Mapping[str, Any] = field(default_factory=dict)
+    excluded_group: Mapping[str, Any] = field(default_factory=dict)
+    global_only: tuple[str, ...] = ()
+    settings: Mapping[str, Published] = field(default_factory=dict)
+    fused: bool = False
+    clips_itself: bool = False
