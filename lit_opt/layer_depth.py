@@ -63,9 +63,7 @@ def layer_ids(modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> dic
 def _timm_towers(modules: Mapping[str, nn.Module], names: Sequence[str]) -> list[_Tower]:
     towers: dict[str, _Tower] = {}
     for path, module in modules.items():
-        if not callable(getattr(module, "group_matcher", None)) or any(
-            _inside(path, root) for root in towers
-        ):
+        if not callable(getattr(module, "group_matcher", None)) or any(_inside(path, root) for root in towers):
             continue
         own = [name for name in names if _inside(name, path)]
         if not own:
@@ -89,24 +87,19 @@ def _block_towers(modules: Mapping[str, nn.Module], roles: Mapping[str, str]) ->
     stacks: dict[str, list[str]] = {}
     for path, module in modules.items():
         parent = path.rpartition(".")[0]
-        if isinstance(module, _CONTAINERS) and not any(
-            _inside(path, s) for all_ in stacks.values() for s in all_
-        ):
+        if isinstance(module, _CONTAINERS) and not any(_inside(path, s) for all_ in stacks.values() for s in all_):
             blocks = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
             blocks = [block for block in blocks if block in owned]
             if _repeated([modules[block] for block in blocks]):
                 stacks.setdefault(parent, []).extend(blocks)
     return [
-        _number(blocks, _root(parent, [p for p in stacks if p != parent]), roles)
-        for parent, blocks in stacks.items()
+        _number(blocks, _root(parent, [p for p in stacks if p != parent]), roles) for parent, blocks in stacks.items()
     ]
 
 
 def _repeated(blocks: Sequence[nn.Module]) -> bool:
     """Whether these are blocks of a network: composite modules, at least two of one class."""
-    composite = all(
-        any(True for _ in block.children()) and not isinstance(block, _CONTAINERS) for block in blocks
-    )
+    composite = all(any(True for _ in block.children()) and not isinstance(block, _CONTAINERS) for block in blocks)
     return composite and max(Counter(type(block) for block in blocks).values(), default=0) > 1
 
 

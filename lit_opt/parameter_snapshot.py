@@ -132,9 +132,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
             )
         )
     layers = layer_ids(modules, {info.name: info.role for info in found})
-    return ParamSnapshot(
-        tuple(found) if layers is None else tuple(replace(i, layer=layers[i.name]) for i in found)
-    )
+    return ParamSnapshot(tuple(found) if layers is None else tuple(replace(i, layer=layers[i.name]) for i in found))
 
 
 def _holders(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:

@@ -37,18 +37,18 @@ def clip_gradients(parameters: Iterable[Tensor], clip: ClipSpec, root: Any = Non
             clip_grad_value_(bucket, clip.limit)
         return None
     if root is not None:
-        return root.clip_grad_norm_(clip.limit)  # type: ignore[no-any-return]
+        return root.clip_grad_norm_(clip.limit)
     if not with_gradient:
         return None
     buckets = _buckets(with_gradient)
-    norm = _combine([_full(get_total_norm([p.grad for p in bucket])) for bucket in buckets.values()])  # type: ignore[misc]
+    norm = _combine([_full(_norm(bucket)) for bucket in buckets.values()])
     for bucket in buckets.values():
         clip_grads_with_norm_(bucket, clip.limit, norm)
     return norm
 
 
 def _buckets(parameters: list[Tensor]) -> dict[object, list[Tensor]]:
-    """torch refuses lists that mix plain tensors, DTensors or meshes."""
+    """Torch refuses lists that mix plain tensors, DTensors or meshes."""
     buckets: dict[object, list[Tensor]] = {}
     for p in parameters:
         grad = p.grad
@@ -57,10 +57,16 @@ def _buckets(parameters: list[Tensor]) -> dict[object, list[Tensor]]:
     return buckets
 
 
+def _norm(parameters: list[Tensor]) -> Tensor:
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+
+
 def _full(norm: Tensor) -> Tensor:
     """The norm of DTensors is a partial sum until it is gathered (pytorch#170862)."""
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
 
 
 def _combine(norms: list[Tensor]) -> Tensor:
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return (
+        norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    )
