@@ -1,6 +1,3 @@
-<<<<<<< HEAD
-"""Small real training tasks: a LightningModule and a LightningDataModule for each setting."""
-=======
 """Small real training tasks, each a LightningModule and a LightningDataModule; no download; to be copied.
 
 None of the modules has a `configure_optimizers`: that is what a recipe brings.
@@ -51,4 +48,3 @@ def __getattr__(name: str) -> object:
     raise AttributeError(
         f"module 'lit_opt.workloads' has no attribute {name!r}. Public names: {', '.join(__all__)}."
     )
->>>>>>> workloads
