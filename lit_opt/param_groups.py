@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from lit_opt.resolve import ResolvedRecipe
+    from lit_opt.resolved import ResolvedRecipe
 
 __all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "group_parameters", "snapshot_parameters"]
 
@@ -95,9 +95,7 @@ def group_parameters(
         1.bias no_decay | bias of LayerNorm: not decayed
     """
     snapshot = (
-        module_or_snapshot
-        if isinstance(module_or_snapshot, ParamSnapshot)
-        else snapshot_parameters(module_or_snapshot)
+        module_or_snapshot if isinstance(module_or_snapshot, ParamSnapshot) else snapshot_parameters(module_or_snapshot)
     )
     resolved = _resolved(recipe, snapshot)
     trainable = [info for info in snapshot.parameters if info.trainable]
@@ -176,9 +174,7 @@ class ParamGroups:
             table = Table("parameter", "shape", "group", "algorithm", "lr", "weight decay", "reason")
             for r in self.rows():
                 shape = " x ".join(map(str, r.shape)) or "scalar"
-                table.add_row(
-                    r.name, shape, r.group, r.algorithm, f"{r.lr:.3g}", f"{r.weight_decay:g}", r.reason
-                )
+                table.add_row(r.name, shape, r.group, r.algorithm, f"{r.lr:.3g}", f"{r.weight_decay:g}", r.reason)
             return table
         table = Table("group", "algorithm", "lr", "weight decay", "tensors", "parameters")
         for s in self.summary():
@@ -237,9 +233,7 @@ class ParamGroups:
                 )
         if not result:
             raise RecipeError(
-                [
-                    "parameters: all are frozen now, so there is nothing to optimize. Set requires_grad=True on some."
-                ]
+                ["parameters: all are frozen now, so there is nothing to optimize. Set requires_grad=True on some."]
             )
         return result
 
@@ -323,19 +317,15 @@ def _match_rules(
         found = [info for info in snapshot.parameters if any(map(matches, (info.name, *info.aliases)))]
         trainable = [info.name for info in found if info.trainable]
         fresh = [name for name in trainable if name not in taken]
-        taken.update({name: (index, rule) for name in fresh})
+        taken.update(dict.fromkeys(fresh, (index, rule)))
         if fresh:
             continue
         start = f"groups: rule {rule.match!r}"
         if trainable:
             earlier = sorted({taken[name][1].match for name in trainable})
-            problems.append(
-                f"{start} never applies: {', '.join(map(repr, earlier))} comes first. Put it before."
-            )
+            problems.append(f"{start} never applies: {', '.join(map(repr, earlier))} comes first. Put it before.")
         elif found:
-            problems.append(
-                f"{start} matches only frozen parameters, such as {found[0].name!r}. Unfreeze them first."
-            )
+            problems.append(f"{start} matches only frozen parameters, such as {found[0].name!r}. Unfreeze them first.")
         else:
             names = [name for info in snapshot.parameters for name in (info.name, *info.aliases)]
             problems.append(f"{start} matches no parameter.{nearest(rule.match, names) or _examples(names)}")

@@ -63,9 +63,7 @@ _TOKEN = re.compile(
     r"(?:^|_)(?:tokens?|registers?|latents?|cls|sos|eos|queries)\d?(?:_|$)"
     r"|class_emb|query_emb|query_tok|masked_spec_embed|mask_emb|image_newline"
 )
-_TABLE = re.compile(
-    r"(?:^|_)(?:emb|embs|embed|embeds|embedding|embeddings|codevectors|codebook)\d?(?:_table)?$"
-)
+_TABLE = re.compile(r"(?:^|_)(?:emb|embs|embed|embeds|embedding|embeddings|codevectors|codebook)\d?(?:_table)?$")
 # Names that say "scale" whatever the shape ...
 _SCALE = re.compile(r"^gammas?(?:_?\w+)?$|layer_?scale|logit_scale|scale_shift_table|^ls\d$")
 # ... and names that say so for a vector only.
@@ -80,9 +78,7 @@ _ADAPTER = re.compile(
 )
 
 
-def decide_role(
-    path: str, owner: nn.Module, shape: Sequence[int], parents: Mapping[str, nn.Module]
-) -> tuple[str, str]:
+def decide_role(path: str, owner: nn.Module, shape: Sequence[int], parents: Mapping[str, nn.Module]) -> tuple[str, str]:
     """The role of one parameter and a clause that says why.
 
     Args:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from lit_opt.errors import RecipeError
 from lit_opt.layer_depth import layer_ids
@@ -132,9 +132,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
             )
         )
     layers = layer_ids(modules, {info.name: info.role for info in found})
-    return ParamSnapshot(
-        tuple(found) if layers is None else tuple(replace(i, layer=layers[i.name]) for i in found)
-    )
+    return ParamSnapshot(tuple(found) if layers is None else tuple(replace(i, layer=layers[i.name]) for i in found))
 
 
 def _holders(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, nn.Parameter]]:
@@ -146,9 +144,9 @@ def _holders(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, nn
 
 def _refuse_unreadable(module: nn.Module) -> None:
     problems = []
-    lazy = []
+    lazy: list[str] = []
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             lazy.append(name)
         elif name.rpartition(".")[2] == "_flat_param":
             problems.append(

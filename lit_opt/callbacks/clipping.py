@@ -63,4 +63,6 @@ def _full(norm: Tensor) -> Tensor:
 
 
 def _combine(norms: list[Tensor]) -> Tensor:
-    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    return (
+        norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack([n.to(norms[0].device) for n in norms]))
+    )
