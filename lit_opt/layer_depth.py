@@ -20,7 +20,7 @@ from torch import nn
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _STEM_ROLES = {"embedding", "position", "token"}
 # Some models register the head before the blocks, so its usual names count as well as its place.
-_HEAD = re.compile(r"(?:^|[._])(?:heads?|classifier|score|logits)(?:[._]|$)")
+_HEAD = re.compile(r"(?:^|[._])(?:heads?|classifier|score|logits|final|ln_f|norm_f)(?:[._]|$)")
 
 
 @dataclass
