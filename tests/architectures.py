@@ -122,7 +122,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "transformers/phi": partial(_small, "Phi", "PhiForCausalLM"),
     "transformers/cohere": partial(_small, "Cohere", "CohereForCausalLM", use_qk_norm=True),
     "transformers/opt": partial(_small, "OPT", "OPTForCausalLM", ffn_dim=64, word_embed_proj_dim=32),
-    "transformers/bloom": partial(_hf, "Bloom", "BloomForCausalLM", hidden_size=32, n_layer=2, n_head=4, vocab_size=128),
+    "transformers/bloom": partial(
+        _hf, "Bloom", "BloomForCausalLM", hidden_size=32, n_layer=2, n_head=4, vocab_size=128
+    ),
     "transformers/t5": partial(
         _hf, "T5", "T5ForConditionalGeneration", d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, vocab_size=128
     ),
@@ -131,7 +133,9 @@ BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "transformers/deberta_v2": partial(
         _hf, "DebertaV2", "DebertaV2ForMaskedLM", relative_attention=True, pos_att_type=["p2c", "c2p"], **_ENCODER
     ),
-    "transformers/mamba": partial(_hf, "Mamba", "MambaForCausalLM", hidden_size=32, num_hidden_layers=2, vocab_size=128),
+    "transformers/mamba": partial(
+        _hf, "Mamba", "MambaForCausalLM", hidden_size=32, num_hidden_layers=2, vocab_size=128
+    ),
     "transformers/mamba2": partial(
         _hf, "Mamba2", "Mamba2ForCausalLM", hidden_size=32, num_hidden_layers=2, num_heads=8, head_dim=8, vocab_size=128
     ),
