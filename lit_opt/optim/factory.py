@@ -112,19 +112,24 @@ def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str
     if not all(isinstance(entry, Mapping) for entry in entries):
         return [], [f"params: group dicts and tensors are mixed. {_PARAMS_ALLOWED}."]
 
-    groups, problems, names = [], [], set()
+    groups: list[tuple[str, dict[str, Any]]] = []
+    problems: list[str] = []
+    names: list[object] = []
     for index, entry in enumerate(entries):
-        group = dict(entry)
+        group = {key: value for key, value in entry.items() if key not in ("name", "algorithm") or value is not None}
         name = group.get("name")
         where = f"groups[{index}]{f' ({name!r})' if name is not None else ''}: "
         if name is not None and name in names:
             problems.append(f"{where}name: {name!r} is used twice. Group names have to differ.")
-        names.add(name)
+        names.append(name)
         tensors = group.get("params", ())
-        group["params"] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if "params" not in entry:
+        if isinstance(tensors, Mapping | str | set | frozenset) or not isinstance(tensors, Iterable):
+            problems.append(f"{where}params: {type(tensors).__name__} is not a list of tensors.")
+            tensors = ()
+        elif "params" not in group:
             problems.append(f"{where}has no 'params'.")
-        elif not group["params"]:
+        group["params"] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if not group["params"] and not (problems and problems[-1].startswith(where)):
             problems.append(f"{where}params: empty. Leave the group out.")
         problems += _entry_problems(group["params"], where)
         if group.get("algorithm", row.name) != row.name:
@@ -139,14 +144,14 @@ def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str
 def _entry_problems(entries: list[Any], where: str) -> list[str]:
     pairs = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], str) for e in entries]
     tensors = [e[1] if pair else e for e, pair in zip(entries, pairs, strict=True)]
-    wrong = [f"{where}{type(t).__name__} is not a tensor. {_PARAMS_ALLOWED}." for t in tensors if not _is_tensor(t)]
+    wrong = [
+        f"{where}{type(tensor).__name__} is not a tensor. {_PARAMS_ALLOWED}."
+        for tensor in tensors
+        if not isinstance(tensor, Tensor)
+    ]
     if any(pairs) and not all(pairs):
         wrong.append(f"{where}named and unnamed tensors are mixed. Name all of them, or none.")
     return wrong[:1]
-
-
-def _is_tensor(entry: object) -> bool:
-    return isinstance(entry, Tensor)
 
 
 def _tensors(group: Mapping[str, Any]) -> list[Tensor]:
