@@ -15,7 +15,7 @@ from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_l
 from lit_opt.optim.registry import get_row
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 
-Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 _PARAMS_ALLOWED = "Allowed: an iterable of tensors, of (name, tensor) pairs, or of group dicts with 'params'"
 
