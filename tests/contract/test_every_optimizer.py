@@ -16,6 +16,9 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -299,20 +302,25 @@ def test_the_implementation_that_was_chosen_equals_the_simple_loop(name: str):
 
 
 def _train_in_one_process_or_two(rank: int, world: int, folder: str) -> None:
-    """Train every optimizer on this rank's part of the batches and save what it reaches."""
+    """Train every optimizer on this rank's part of the batches and save what it reaches, "how/name" -> weights."""
     torch.set_num_threads(1)
     if world > 1:
         dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
     reached = {}
-    for name in list_optimizers():
-        module = network()
-        optimizer = build_for(name, module)
-        wrapped = nn.parallel.DistributedDataParallel(module) if world > 1 else module
-        for step in range(5):
-            x, y = batch(seed=step)
-            part = (x.chunk(world)[rank], y.chunk(world)[rank])
-            optimizer.step(closure_of(wrapped, optimizer, *part))  # type: ignore[arg-type]
-        reached[name] = weights_of(module)
+    for how in ("ddp", "fsdp2") if world > 1 else ("alone",):
+        for name in list_optimizers():
+            module = network()
+            wrapped: nn.Module = module
+            if how == "ddp":
+                wrapped = nn.parallel.DistributedDataParallel(module)
+            if how == "fsdp2":
+                fully_shard(module, mesh=init_device_mesh("cpu", (world,)))
+            optimizer = build_for(name, module)
+            for step in range(5):
+                x, y = batch(seed=step)
+                part = (x.chunk(world)[rank], y.chunk(world)[rank])
+                optimizer.step(closure_of(wrapped, optimizer, *part))  # type: ignore[arg-type]
+            reached[f"{how}/{name}"] = [p.full_tensor() if isinstance(p, DTensor) else p for p in weights_of(module)]
     torch.save(reached, f"{folder}/rank{rank}_of_{world}.pt")
     if world > 1:
         dist.destroy_process_group()
@@ -321,14 +329,15 @@ def _train_in_one_process_or_two(rank: int, world: int, folder: str) -> None:
 @pytest.fixture(scope="module")
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
     """Weights that both ranks of a two-process run reached, and those of a run in one process."""
-    folder: Path = tmp_path_factory.mktemp("ddp")
+    folder: Path = tmp_path_factory.mktemp("ranks")
     mp.spawn(_train_in_one_process_or_two, args=(2, str(folder)), nprocs=2)
     _train_in_one_process_or_two(0, 1, str(folder))
     return [torch.load(folder / file) for file in ("rank0_of_2.pt", "rank1_of_2.pt", "rank0_of_1.pt")]
 
 
 @every_optimizer
-def test_two_processes_equal_one(name: str, ranks: list[dict[str, list[Tensor]]]):
-    first, second, alone = (reached[name] for reached in ranks)
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_equal_one(how: str, name: str, ranks: list[dict[str, list[Tensor]]]):
+    first, second, alone = ranks[0][f"{how}/{name}"], ranks[1][f"{how}/{name}"], ranks[2][f"alone/{name}"]
     assert_equal(first, second)
     assert largest_difference(first, alone) < 1e-12
