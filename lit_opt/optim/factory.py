@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
+from lit_opt.optim.implementation import choose_implementation, keep_implementation
 from lit_opt.optim.registry import get_row
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 
@@ -86,14 +87,13 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     nesterov = bool(row.fixed.get("nesterov")) or any((defaults | group).get("nesterov") for _, group in groups)
     tensors = [tensor for _, group in groups for tensor in _tensors(group)]
     factory = _load(row)
-    options = defaults | dict(row.fixed) | dict(row.decayed_group) | _implementation(row, factory, tensors, nesterov)
+    options = (
+        defaults | dict(row.fixed) | dict(row.decayed_group) | choose_implementation(row, tensors, nesterov=nesterov)
+    )
     optimizer = factory([group for _, group in groups], **options)
     # add_param_group fills in what a group lacks from here.
     optimizer.defaults["algorithm"] = row.name
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        # torch's fused classes unscale p.grad in place under a GradScaler, and Lightning <= 2.6 refuses to clip for
-        # them under 16-mixed and bf16-mixed (lightning#21435). Without the flag both treat them like any other.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    keep_implementation(optimizer)
     return optimizer
 
 
@@ -199,21 +199,3 @@ def _load(row: OptimizerRow) -> type[Optimizer]:
     factory = getattr(importlib.import_module(module), attribute)
     assert isinstance(factory, type) and issubclass(factory, Optimizer)
     return factory
-
-
-def _implementation(
-    row: OptimizerRow, factory: type[Optimizer], tensors: list[Tensor], nesterov: bool
-) -> dict[str, bool]:
-    """Which of torch's implementations to ask for; empty leaves the choice to the library.
-
-    SGD never gets fused=True, though it wins on a CPU (benchmarks/results/optimizer_step.md): it fails on DTensor,
-    and raises a TypeError once a parameter has its first gradient later than the others (torch 2.15).
-    """
-    if factory is SGD and nesterov:
-        # torch's foreach form adds the momentum into p.grad where weight_decay is 0.
-        return {"foreach": False}
-    devices = {tensor.device.type for tensor in tensors}
-    # The fused CPU kernels walk memory, not indices: with a gradient or a state of other strides than the
-    # parameter's the result is wrong without a word (torch 2.15).
-    plain = all(tensor.is_floating_point() and tensor.is_contiguous() for tensor in tensors)
-    return {"fused": True} if row.fused and plain and devices in ({"cpu"}, {"cuda"}) else {}

@@ -239,58 +239,6 @@ def test_always_adapt_is_not_an_option_of_others():
     assert "always_adapt" in problems_of("adamw", [{"params": [matrix()], "always_adapt": True}], lr=0.1)[0]
 
 
-@pytest.mark.parametrize(
-    ("tensors", "fused"),
-    [
-        ([torch.ones(2, 2)], True),
-        ([torch.ones(2, 2), torch.ones(2, dtype=torch.float64)], True),
-        ([torch.ones(2, 2, dtype=torch.bfloat16)], True),
-        ([torch.ones(2, 2, dtype=torch.float16)], True),
-        ([torch.ones(2, 2, dtype=torch.complex64)], False),
-        ([torch.ones(2, 2, device="meta")], False),
-        ([torch.ones(2, 2, device="meta"), torch.ones(2)], False),
-        ([torch.ones(2, 2), torch.ones(2, 3).t()], False),
-        ([torch.ones(2, 3, 4, 4).to(memory_format=torch.channels_last)], False),
-    ],
-    ids=["float32", "mixed", "bfloat16", "float16", "complex", "meta", "two devices", "transposed", "channels_last"],
-)
-def test_fused_where_it_is_correct(tensors: list[torch.Tensor], fused: bool):
-    for name in list_optimizers():
-        params = [nn.Parameter(t.clone()) for t in tensors]
-        optimizer = build(name, params, lr=0.01)
-        assert bool(optimizer.param_groups[0].get("fused")) == (fused and get_row(name).fused)
-        if params[0].device.type == "meta":
-            continue
-        for param in params:
-            param.grad = torch.ones_like(param)
-        optimizer.step()
-        assert all(torch.isfinite(param.abs()).all() for param in params)
-
-
-def test_fused_optimizers_do_not_unscale_by_themselves():
-    """Lightning refuses to clip for optimizers with this flag, under bf16-mixed as well (lightning#21435)."""
-    for name in list_optimizers():
-        assert not getattr(build(name, [matrix()], lr=0.1), "_step_supports_amp_scaling", False)
-
-
-@pytest.mark.parametrize("name", ["sgd", "nesterov"])
-@pytest.mark.parametrize("in_group", [False, True])
-def test_nesterov_never_takes_the_form_that_writes_to_gradients(name: str, in_group: bool):
-    own: dict[str, Any] = {"nesterov": True} if name == "sgd" else {}
-    group = {"params": [matrix()], **(own if in_group else {})}
-    optimizer = build(name, [group], lr=0.1, **({} if in_group else own))
-    assert optimizer.param_groups[0]["foreach"] is False
-    assert not optimizer.param_groups[0]["fused"]
-    # Plain momentum keeps the library's choice, which is foreach on a GPU.
-    assert build("sgd", [matrix()], lr=0.1).param_groups[0]["foreach"] is None
-
-
-def test_a_nesterov_group_that_is_added_later_follows():
-    optimizer = build("nesterov", [matrix()], lr=0.1)
-    optimizer.add_param_group({"params": [matrix(4)]})
-    assert (optimizer.param_groups[1]["foreach"], optimizer.param_groups[1]["nesterov"]) == (False, True)
-
-
 def test_tensors_may_be_frozen():
     frozen = matrix().requires_grad_(False)
     assert len(build("adamw", [frozen, matrix(3)], lr=0.1).param_groups[0]["params"]) == 2
