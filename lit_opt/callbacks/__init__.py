@@ -1,0 +1,1 @@
+"""WHERE it meets Lightning: the only room that knows hooks and strategies."""

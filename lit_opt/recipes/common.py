@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_opt.recipes.schema import Value
+from lit_opt.recipes.schema import Decay, Value
 
 # Roles are decided in lit_opt.param_groups, which gives the reason for each parameter.
 NO_DECAY = Value(
@@ -39,3 +39,62 @@ BF16 = Value(
     common_practice="bf16 with float32 master weights and reductions",
     source="torchtitan, OLMo-core, litgpt",
 )
+
+CHANNELS_LAST = Value(
+    True,
+    unit="memory format of the module",
+    common_practice="NHWC on recent GPUs",
+    source="NVIDIA DeepLearningExamples ConvNets/resnet50v1.5/README.md",
+)
+
+
+def label_smoothing(source: str) -> Value:
+    """Label smoothing 0.1 as read in `source`."""
+    return Value(0.1, unit="label smoothing of the loss", common_practice="0.1", source=source)
+
+
+def _final(fraction: float, source: str) -> Value:
+    return Value(fraction, unit="fraction of the peak", common_practice="0 to 0.1", source=source)
+
+
+def _kind(kind: str, source: str) -> Value:
+    return Value(kind, unit="shape", common_practice="cosine in most recipes", source=source)
+
+
+# What `decay="..."` means where a recipe's own decay is of another kind.
+DECAYS = {
+    "cosine": Decay(
+        kind=_kind("cosine", "arXiv:1608.03983"), final=_final(0.0, "DeiT, torchvision ResNet50 v2, litgpt")
+    ),
+    "linear": Decay(
+        kind=_kind("linear", "torchtitan lr_scheduler.py:49"),
+        final=_final(0.0, "torchtitan lr_scheduler.py:49"),
+    ),
+    "polynomial": Decay(
+        kind=_kind("polynomial", "mlcommons/training lars_util.py:77"),
+        final=_final(0.0, "mlcommons/training lars_util.py:77"),
+        power=Value(2.0, unit="exponent", common_practice="2 for LARS, 0.5 for LAMB", source="lars_util.py:77"),
+    ),
+    "step": Decay(
+        kind=_kind("step", "mmpretrain imagenet_bs256.py"),
+        final=_final(0.001, "three factors of 0.1"),
+        milestones=Value(
+            (1 / 3, 2 / 3, 8 / 9),
+            unit="fractions of the run",
+            common_practice="epochs 30, 60 and 90 of 100",
+            source="mmpretrain imagenet_bs256.py",
+        ),
+        gamma=Value(0.1, unit="factor", common_practice="0.1", source="mmpretrain imagenet_bs256.py"),
+    ),
+    "constant": Decay(kind=_kind("constant", "DiT, SiT"), final=_final(1.0, "DiT, SiT")),
+    "wsd": Decay(
+        kind=_kind("wsd", "torchtitan lr_scheduler.py:49, SmolLM3 stage1_8T.yaml"),
+        final=_final(0.0, "SmolLM3 stage1_8T.yaml"),
+        cooldown=Value(
+            0.2,
+            unit="fraction of the run, or steps from 1 up",
+            common_practice="0.2 in torchtitan, 0.11 in SmolLM3",
+            source="torchtitan lr_scheduler.py:49 (decay_ratio), SmolLM3 stage1_8T.yaml",
+        ),
+    ),
+}

@@ -1,0 +1,72 @@
+"""What a Trainer knows of its run: horizon, global batch, data-parallel size."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from lit_opt.resolved import RunFacts
+
+
+def run_facts(trainer: Any, parameter_count: int) -> RunFacts:
+    """Read the facts off a Trainer, once its data are set up (from `configure_optimizers` on).
+
+    Args:
+        trainer: A Lightning Trainer inside `fit`.
+        parameter_count: Trainable parameters without the embeddings.
+    """
+    total = total_steps(trainer)  # also sets up the loaders
+    size = data_parallel_size(trainer)
+    per_process = loader_batch_size(trainer.train_dataloader)
+    accumulation = _accumulation(trainer, epoch=0)
+    batches = trainer.num_training_batches
+    return RunFacts(
+        total_steps=total,
+        global_batch=None if per_process is None else per_process * accumulation * size,
+        data_parallel_size=size,
+        parameter_count=parameter_count,
+        steps_per_epoch=math.ceil(batches / accumulation) if _is_finite(batches) else None,
+    )
+
+
+def total_steps(trainer: Any) -> int | None:
+    """Optimizer steps of the whole run, None where Lightning does not know.
+
+    `estimated_stepping_batches` is inf for max_time alone, -1 for loaders without a length, and wrong under a
+    GradientAccumulationScheduler (24 for 16 real steps): that one is counted epoch by epoch.
+    """
+    estimate = trainer.estimated_stepping_batches
+    if not _is_finite(estimate):
+        return None
+    batches, epochs = trainer.num_training_batches, trainer.max_epochs
+    if _accumulation_scheduler(trainer) is None or not _is_finite(batches) or epochs in (None, -1):
+        return int(estimate)
+    counted = sum(math.ceil(batches / _accumulation(trainer, epoch)) for epoch in range(epochs))
+    return counted if trainer.max_steps == -1 else min(counted, trainer.max_steps)
+
+
+def data_parallel_size(trainer: Any) -> int:
+    """Processes that see different data: not the world size under tensor parallelism."""
+    kwargs = trainer.distributed_sampler_kwargs
+    return int(kwargs["num_replicas"]) if kwargs else 1
+
+
+def loader_batch_size(loader: Any) -> int | None:
+    """Samples a batch of one process; None where it cannot be read (several loaders, custom ones)."""
+    size = getattr(loader, "batch_size", None)
+    if size is None:
+        size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
+    return size if isinstance(size, int) and size > 0 else None
+
+
+def _accumulation_scheduler(trainer: Any) -> Any:
+    return next((c for c in trainer.callbacks if type(c).__name__ == "GradientAccumulationScheduler"), None)
+
+
+def _accumulation(trainer: Any, epoch: int) -> int:
+    scheduler = _accumulation_scheduler(trainer)
+    return int(scheduler.get_accumulate_grad_batches(epoch) if scheduler else trainer.accumulate_grad_batches)
+
+
+def _is_finite(x: Any) -> bool:
+    return x is not None and math.isfinite(x) and x > 0

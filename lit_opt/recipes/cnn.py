@@ -1,0 +1,107 @@
+"""Convolutional networks: SGD with momentum at 0.1 per 256 images."""
+
+from __future__ import annotations
+
+from lit_opt.recipes.common import BF16, CHANNELS_LAST, CLIP_OFF, EMA_OFF, NO_DECAY, label_smoothing
+from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
+
+SGD = Value(
+    "sgd",
+    unit="registry name",
+    common_practice="SGD with momentum; RSB uses LAMB",
+    source="torchvision references/classification/train.py, mmpretrain, NVIDIA DeepLearningExamples",
+)
+
+SGD_LR = Value(
+    0.1,
+    unit="peak, per step at 256 images",
+    range=(0.01, 0.1),
+    common_practice="0.1 at 256; NVIDIA 0.256, torchvision v2 0.125",
+    source="torchvision references train.py, mmpretrain imagenet_bs256.py, big_vision bit_i1k.py:63",
+)
+
+SGD_WEIGHT_DECAY = Value(
+    1e-4,
+    unit="L2, added to the gradient",
+    range=(1e-4, 5e-4),
+    common_practice="1e-4; CIFAR 5e-4; 2e-5 to 3e-5 in runs of 250 to 600 epochs with heavy augmentation",
+    source="torchvision references train.py, mmpretrain imagenet_bs256.py",
+)
+
+SGD_HYPERPARAMETERS = {
+    "momentum": Value(
+        0.9,
+        unit="decay of the velocity per step",
+        common_practice="0.9; NVIDIA 0.875",
+        source="torchvision references train.py, mmpretrain, field guide",
+    ),
+}
+
+REFERENCE_BATCH = Value(256, unit="images", common_practice="256", source="arXiv:1706.02677, torchvision references")
+
+LINEAR = Value(
+    "linear",
+    unit="rule",
+    common_practice="linear for SGD",
+    source="arXiv:1706.02677 (to 8192 images on ImageNet)",
+)
+
+COSINE = Value(
+    "cosine",
+    unit="shape",
+    common_practice="cosine, or steps of 0.1 at 1/3, 2/3 and 8/9 of the run",
+    source="torchvision ResNet50 v2 (pytorch/vision#3995), NVIDIA ConvNets; mmpretrain milestones 30/60/90",
+)
+
+TO_ZERO = Value(
+    0.0, unit="fraction of the peak", common_practice="0", source="torchvision ResNet50 v2, NVIDIA ConvNets"
+)
+
+WARMUP_START = Value(
+    0.01, unit="fraction of the peak", common_practice="0.01", source="torchvision references train.py"
+)
+
+RECIPES = (
+    RecipeSpec(
+        name="cnn",
+        setting="cnn",
+        summary="Convolutional networks with SGD, momentum and cosine decay",
+        deviate="AdamW for transformer-heavy stacks or faster early convergence",
+        optimizer=SGD,
+        lr=LearningRate(
+            base=SGD_LR,
+            scaling=Scaling(
+                rule=LINEAR,
+                reference_batch=REFERENCE_BATCH,
+                batch_unit="samples",
+                limit=Value(
+                    8192,
+                    unit="images",
+                    common_practice="beyond it the linear rule breaks: see large_batch",
+                    source="arXiv:1706.02677",
+                ),
+                down=True,
+            ),
+        ),
+        weight_decay=SGD_WEIGHT_DECAY,
+        hyperparameters=SGD_HYPERPARAMETERS,
+        no_decay=NO_DECAY,
+        warmup=Warmup(
+            length=Value(
+                0.05,
+                unit="fraction of the run",
+                common_practice="5 epochs of 100; NVIDIA 8 of 90",
+                source="torchvision ResNet50 v2 (pytorch/vision#3995), NVIDIA ConvNets configs.yml",
+            ),
+            start=WARMUP_START,
+        ),
+        decay=Decay(kind=COSINE, final=TO_ZERO),
+        clip=CLIP_OFF,
+        ema=EMA_OFF,
+        hints={
+            "precision": BF16,
+            "channels_last": CHANNELS_LAST,
+            "label_smoothing": label_smoothing("NVIDIA ConvNets, RSB, torchvision ResNet50 v2"),
+        },
+    ),
+)
