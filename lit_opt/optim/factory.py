@@ -41,7 +41,11 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
             duplicated parameter, a tensor that is not a leaf, a group of another algorithm. All problems at once.
 
     Layer-wise methods (lars, lamb) adapt every group, also with weight_decay=0. A group dict that sets
-    weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt".
+    weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt". A group
+    that comes later through add_param_group adapts unless it has always_adapt=False.
+
+    Gradients that are assigned by hand need the strides of their parameter, as autograd's have: torch's fused CPU
+    kernels misread others (torch 2.15).
 
     Example:
         >>> import torch
@@ -73,7 +77,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     problems += check_nesterov(row, defaults)
     for where, group in groups:
         if {"momentum", "nesterov"} & group.keys():
-            problems += [p for p in check_nesterov(row, defaults | group, where=where) if where + p not in problems]
+            problems += check_nesterov(row, defaults | group, where=where)
     if problems:
         raise RecipeError(problems)
 
