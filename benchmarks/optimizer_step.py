@@ -1,6 +1,6 @@
 """Time of one optimizer step on the CPU: what `build` chooses against torch's other implementations.
 
-    python benchmarks/optimizer_step.py > benchmarks/results/optimizer_step.md
+    python -m benchmarks.optimizer_step > benchmarks/results/optimizer_step.md
 
 The parameters have the shapes of a ResNet-50. All variants are built once and stepped in turn, and the medians are of
 process time on one thread, so that other load on the machine weighs on all of them alike.
