@@ -110,7 +110,8 @@ def group_parameters(
     rules, rule_problems = _match_rules(snapshot, resolved.groups)
     problems += rule_problems
     layer_decay = resolved.layer_decay if resolved.layer_decay is not None else 1.0
-    if layer_decay != 1.0 and snapshot.last_layer is None:
+    last_layer = snapshot.last_layer
+    if layer_decay != 1.0 and last_layer is None:
         problems.append(
             f"layer_decay: {layer_decay:g} needs layers, and no ModuleList or Sequential of repeated blocks was found. "
             "Leave layer_decay out, or give groups=[GroupRule(match=..., lr_scale=...)]."
@@ -120,7 +121,7 @@ def group_parameters(
     algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
     labels = _rule_labels(resolved.groups)
     placed = [
-        _place(info, resolved, algorithm, layer_decay, snapshot.last_layer or 0, rules.get(info.name), labels)
+        _place(info, resolved, algorithm, layer_decay, last_layer or 0, rules.get(info.name), labels)
         for info in trainable
     ]
     return ParamGroups(snapshot, _named(placed))

@@ -103,18 +103,18 @@ def decide_role(path: str, owner: nn.Module, shape: Sequence[int], parents: Mapp
         # X.parametrizations.weight.original is X.weight; weight_norm stores magnitude and direction.
         leaf, owner = parts[-2], parents.get(".".join(parts[:-3]), owner)
         if parts[-1] == "original0":
-            return "scale", f"magnitude of {leaf} (weight_norm of {_type(owner)})"
+            return "scale", f"magnitude of {leaf} (weight_norm of {type_name(owner)})"
     elif leaf.endswith(("_g", "_v")) and {leaf[:-2] + "_g", leaf[:-2] + "_v"} <= owner._parameters.keys():
         leaf, magnitude = leaf[:-2], leaf.endswith("_g")
         if magnitude:
-            return "scale", f"magnitude of {leaf} (weight_norm of {_type(owner)})"
+            return "scale", f"magnitude of {leaf} (weight_norm of {type_name(owner)})"
     elif leaf.endswith("_orig"):
         leaf = leaf.removesuffix("_orig")  # spectral_norm and pruning keep the weight under this name.
     return _by_owner(parts, leaf, owner, shape) or _free_standing(leaf, owner, shape)
 
 
 def _by_owner(parts: list[str], leaf: str, owner: nn.Module, shape: Sequence[int]) -> tuple[str, str] | None:
-    kind = _type(owner)
+    kind = type_name(owner)
     if isinstance(owner, nn.MultiheadAttention):
         return ("bias", f"bias of {kind}") if "bias" in leaf else ("matrix", f"{leaf} of {kind}")
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
@@ -144,7 +144,7 @@ def _by_owner(parts: list[str], leaf: str, owner: nn.Module, shape: Sequence[int
 
 
 def _free_standing(leaf: str, owner: nn.Module, shape: Sequence[int]) -> tuple[str, str]:
-    of = f"{leaf} of {_type(owner)}"
+    of = f"{leaf} of {type_name(owner)}"
     if _SSM.match(leaf) or (leaf in _SSM_BESIDE_A and any(n.startswith("A_log") for n in owner._parameters)):
         return "ssm", f"state-space parameter ({of})"
     if not _NOT_A_TABLE.search(leaf):
@@ -172,11 +172,10 @@ def _is_vector(shape: Sequence[int]) -> bool:
     return sum(n > 1 for n in shape) <= 1
 
 
-def _type(owner: nn.Module) -> str:
+def type_name(owner: nn.Module) -> str:
+    """The class's name, without the subclass that torch's parametrize (ParametrizedLinear) or FSDP2 makes (FSDPLinear)."""
     name = type(owner).__name__
-    # torch's parametrize makes a subclass called ParametrizedLinear; FSDP2 one called FSDPLinear.
-    for prefix in ("Parametrized", "FSDP"):
-        base = type(owner).__mro__[1].__name__
-        if name == prefix + base:
-            return base
+    for base in type(owner).__mro__[1:3]:
+        if name in (f"Parametrized{base.__name__}", f"FSDP{base.__name__}"):
+            return base.__name__
     return name

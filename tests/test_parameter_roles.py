@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from lit_opt.parameter_roles import ROLES
+from lit_opt.parameter_roles import ROLES, type_name
 from lit_opt.parameter_snapshot import snapshot_parameters
 from lit_opt.recipes import get_recipe
 
@@ -227,3 +227,12 @@ def test_lora_by_hand():
         "lora_B.default.bias": "bias",
         "lora_embedding_A.default": "adapter",
     }
+
+
+def test_subclasses_that_torch_makes_keep_the_name_of_the_class():
+    class FSDPModule:
+        pass
+
+    linear = type("FSDPLinear", (FSDPModule, nn.Linear), {})(2, 2)
+    assert type_name(linear) == type_name(parametrizations.spectral_norm(nn.Linear(2, 2))) == "Linear"
+    assert type_name(nn.Linear(2, 2)) == "Linear"
