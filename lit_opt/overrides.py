@@ -51,7 +51,7 @@ def is_real(x: object) -> bool:
 
 
 def parse_duration(text: str) -> tuple[float, str] | None:
-    """ "5 epochs" -> (5.0, "epochs"), "500 steps" -> (500.0, "steps"), anything else -> None."""
+    """Read a length such as "5 epochs" or "500 steps": (5.0, "epochs"); None for anything else."""
     found = _DURATION.match(text)
     return (float(found[1]), found[2].rstrip("s") + "s") if found else None
 

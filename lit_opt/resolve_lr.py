@@ -93,7 +93,7 @@ def _from_registry(spec: RecipeSpec, row: OptimizerRow, facts: RunFacts, complet
         complete,
         reference=own.reference_batch,
         rule=own.rule,
-        unit=spec.lr.scaling.batch_unit,
+        unit=own.batch_unit,
         limit=None,
         down="momentum" in row.hyperparameters,
     )

@@ -37,24 +37,28 @@ def clip_gradients(parameters: Iterable[Tensor], clip: ClipSpec, root: Any = Non
             clip_grad_value_(bucket, clip.limit)
         return None
     if root is not None:
-        return root.clip_grad_norm_(clip.limit)  # type: ignore[no-any-return]
+        return root.clip_grad_norm_(clip.limit)
     if not with_gradient:
         return None
     buckets = _buckets(with_gradient)
-    norm = _combine([_full(get_total_norm([p.grad for p in bucket])) for bucket in buckets.values()])  # type: ignore[misc]
+    norm = _combine([_full(_norm(bucket)) for bucket in buckets.values()])
     for bucket in buckets.values():
         clip_grads_with_norm_(bucket, clip.limit, norm)
     return norm
 
 
 def _buckets(parameters: list[Tensor]) -> dict[object, list[Tensor]]:
-    """torch refuses lists that mix plain tensors, DTensors or meshes."""
+    """Torch refuses lists that mix plain tensors, DTensors or meshes."""
     buckets: dict[object, list[Tensor]] = {}
     for p in parameters:
         grad = p.grad
         key = (grad.device_mesh, grad.placements) if isinstance(grad, DTensor) else None
         buckets.setdefault(key, []).append(p)
     return buckets
+
+
+def _norm(parameters: list[Tensor]) -> Tensor:
+    return get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _full(norm: Tensor) -> Tensor:

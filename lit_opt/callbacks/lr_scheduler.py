@@ -25,8 +25,10 @@ class RecipeLR(LRScheduler):
         >>> import torch
         >>> optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
         >>> scheduler = RecipeLR(optimizer, Schedule(total_steps=4, kind="linear"))
-        >>> optimizer.step(); scheduler.step(); scheduler.get_last_lr()
-        [0.075]
+        >>> _ = optimizer.step()
+        >>> scheduler.step()
+        >>> round(scheduler.get_last_lr()[0], 6)
+        0.075
     """
 
     def __init__(self, optimizer: Optimizer, schedule: Schedule) -> None:

@@ -1,0 +1,92 @@
+"""From a recipe and the facts of a run to optimizer and scheduler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.optim import build
+from lit_opt.overrides import class_keywords
+from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
+from lit_opt.recipes.schema import RecipeSpec
+from lit_opt.resolve import resolve
+from lit_opt.resolved import ResolvedRecipe, RunFacts
+
+
+@dataclass(kw_only=True)
+class Configured:
+    """What a run was configured with.
+
+    Args:
+        resolved: The recipe's numbers.
+        groups: Who gets what, with reasons.
+        optimizer: One optimizer for all groups.
+        scheduler: Its learning rates.
+        group_names: Name and parameter names of each of the optimizer's groups, for checkpoints.
+        group_options: Each group's options at the start, without its parameters.
+    """
+
+    resolved: ResolvedRecipe
+    groups: ParamGroups
+    optimizer: Optimizer
+    scheduler: RecipeLR
+    group_names: list[dict[str, Any]]
+    group_options: list[dict[str, Any]]
+
+
+def configure_run(
+    spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, snapshot: ParamSnapshot, module: nn.Module
+) -> Configured:
+    """Resolve the recipe, group the parameters, build optimizer and scheduler.
+
+    Args:
+        spec: The recipe.
+        overrides: Arguments of `Recipe` that were given.
+        facts: What is known of the run.
+        snapshot: The unsharded parameters.
+        module: Holds the live parameters, sharded or not.
+
+    Raises:
+        RecipeError: All problems at once.
+    """
+    resolved = resolve(spec, overrides, facts)
+    groups = group_parameters(snapshot, resolved)
+    named = [(clean_name(name), p) for name, p in module.named_parameters()]
+    param_groups = groups.for_optimizer(named)
+    name_of = {id(p): name for name, p in named}
+    names = [{"name": g["name"], "params": [name_of[id(p)] for p in g["params"]]} for g in param_groups]
+    optimizer = _optimizer(resolved, param_groups)
+    if resolved.clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+        # A fused step that unscales by itself would be clipped before it (Lightning#21435).
+        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    assert resolved.schedule is not None
+    return Configured(
+        resolved=resolved,
+        groups=groups,
+        optimizer=optimizer,
+        scheduler=RecipeLR(optimizer, resolved.schedule),
+        group_names=names,
+        group_options=options,
+    )
+
+
+def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]]) -> Optimizer:
+    if isinstance(resolved.optimizer, str):
+        return build(
+            resolved.optimizer,
+            param_groups,
+            lr=resolved.lr,
+            weight_decay=resolved.weight_decay,
+            **resolved.hyperparameters,
+        )
+    accepted = class_keywords(resolved.optimizer) or {}
+    common = {"lr": resolved.lr, "weight_decay": resolved.weight_decay}
+    return resolved.optimizer(
+        param_groups, **{k: v for k, v in common.items() if k in accepted}, **resolved.hyperparameters
+    )

@@ -1,0 +1,327 @@
+"""The recipe as a Lightning callback: it brings the optimizer, its groups, the schedule and clipping."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from lightning.pytorch.callbacks import Callback
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from lit_opt import recipes
+from lit_opt.callbacks.clipping import clip_gradients
+from lit_opt.callbacks.configure import Configured, configure_run
+from lit_opt.callbacks.facts import run_facts
+from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.callbacks.patches import Patches, refuse_other_owners
+from lit_opt.callbacks.session import Session
+from lit_opt.errors import RecipeError
+from lit_opt.overrides import find_problems
+from lit_opt.param_groups import snapshot_parameters
+from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
+from lit_opt.resolve import preview
+from lit_opt.resolved import ResolvedRecipe, RunFacts
+
+
+class Recipe(Callback):
+    """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
+
+    Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
+
+    Args:
+        name: Recipe, such as "llm", "vit", "cnn" or "large_batch/lars"; `lit-opt list` has them all.
+        optimizer: Registry name, or a torch.optim.Optimizer class (then give lr and weight_decay as well).
+        lr: The peak learning rate the optimizer sees; never rescaled.
+        base_lr: Peak that belongs to base_batch_size; scaled to the batch of the run by the recipe's rule.
+        base_batch_size: Batch of base_lr; the recipe's own reference batch if unset.
+        weight_decay: torch's unit: multiplied by the learning rate.
+        betas: Decay of Adam's moments, each in [0, 1).
+        momentum: Decay of SGD's velocity, in [0, 1).
+        warmup: 0.02 (fraction of the run), 500 (optimizer steps), "5 epochs" or "500 steps".
+        decay: "cosine", "linear", "step", "polynomial", "constant", "wsd", or a DecaySpec with the final value.
+        clip: Largest global gradient norm, or a ClipSpec; 0 turns clipping off.
+        ema: Decay of averaged weights per step, an EMASpec, or True and False.
+        batch_size: Global batch in samples, where it cannot be read off the loader.
+        batch_tokens: Global batch in tokens.
+        total_steps: Horizon in optimizer steps, where the Trainer does not know it.
+        optimizer_kwargs: The optimizer's other keywords, checked against its registry row.
+        fallback: lr, betas, weight_decay of what a matrix optimizer leaves to AdamW.
+        groups: Rules for parameters by name (glob); the first that matches wins, one without a match is an error.
+        layer_decay: Learning-rate factor per layer below the head, such as 0.75.
+        existing: What becomes of the module's own configure_optimizers: "replace" (the default), "keep" (its
+            optimizer and scheduler stay, clipping and averaging are added) or "error". Under manual optimization
+            an own method is never replaced unless "replace" is given.
+        on_resume: Where a checkpoint's recipe differs from this one: "error", "checkpoint" (its values win) or
+            "config" (these values win). A longer horizon is no difference.
+
+    Raises:
+        RecipeError: All problems that can be seen without a run, in one message.
+
+    Example:
+        >>> from lightning.pytorch import Trainer
+        >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> recipe = Recipe("llm", lr=1e-3)
+        >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False)
+        >>> Trainer(max_steps=4, callbacks=[recipe], accelerator="cpu", enable_model_summary=False, **quiet).fit(BoringModel())
+        >>> [group["name"] for group in recipe.optimizer.param_groups]
+        ['decay', 'no_decay']
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        optimizer: str | type | None = None,
+        lr: float | None = None,
+        base_lr: float | None = None,
+        base_batch_size: int | None = None,
+        weight_decay: float | None = None,
+        betas: tuple[float, float] | None = None,
+        momentum: float | None = None,
+        warmup: float | int | str | None = None,
+        decay: str | DecaySpec | None = None,
+        clip: float | ClipSpec | None = None,
+        ema: float | EMASpec | bool | None = None,
+        batch_size: int | None = None,
+        batch_tokens: int | None = None,
+        total_steps: int | None = None,
+        optimizer_kwargs: dict[str, Any] | None = None,
+        fallback: dict[str, Any] | None = None,
+        groups: list[GroupRule] | None = None,
+        layer_decay: float | None = None,
+        existing: Literal["replace", "keep", "error"] | None = None,
+        on_resume: Literal["error", "checkpoint", "config"] = "error",
+    ) -> None:
+        given = {
+            "optimizer": optimizer,
+            "lr": lr,
+            "base_lr": base_lr,
+            "base_batch_size": base_batch_size,
+            "weight_decay": weight_decay,
+            "betas": betas,
+            "momentum": momentum,
+            "warmup": warmup,
+            "decay": decay,
+            "clip": clip,
+            "ema": ema,
+            "batch_size": batch_size,
+            "batch_tokens": batch_tokens,
+            "total_steps": total_steps,
+            "optimizer_kwargs": optimizer_kwargs,
+            "fallback": fallback,
+            "groups": groups,
+            "layer_decay": layer_decay,
+        }
+        self.spec = recipes.get_recipe(name)
+        self.overrides = {key: value for key, value in given.items() if value is not None}
+        problems = [*_not_built(self.spec.name), *find_problems(self.spec, self.overrides)]
+        for key, word, allowed in (
+            ("existing", existing, (None, "replace", "keep", "error")),
+            ("on_resume", on_resume, ("error", "checkpoint", "config")),
+        ):
+            if word not in allowed:
+                problems.append(f"{key}: {word!r} is unknown. Known: {', '.join(map(repr, filter(None, allowed)))}.")
+        if problems:
+            raise RecipeError(problems)
+        self.existing = existing
+        self.on_resume = on_resume
+        self.run: Configured | None = None
+        self._session: Session | None = None
+        self._attached = Patches()
+
+    def __repr__(self) -> str:
+        return f"Recipe({self.spec.name!r})"
+
+    # ---- what a run was resolved to
+
+    @property
+    def resolved(self) -> ResolvedRecipe | None:
+        """The recipe of the current or last run, None before one is configured."""
+        return self.run.resolved if self.run else None
+
+    @property
+    def optimizer(self) -> Optimizer | None:
+        """The optimizer of the current or last run."""
+        return self.run.optimizer if self.run else None
+
+    @property
+    def scheduler(self) -> RecipeLR | None:
+        """The learning-rate scheduler of the current or last run."""
+        return self.run.scheduler if self.run else None
+
+    # ---- public ways besides Trainer(callbacks=[...])
+
+    def attach(self, module: Any) -> Any:
+        """Add the recipe to a LightningModule through its `configure_callbacks`; returns the module.
+
+        Example:
+            >>> from lightning.pytorch.demos.boring_classes import BoringModel
+            >>> module = Recipe("cnn", batch_size=1).attach(BoringModel())
+            >>> module.configure_callbacks()
+            [Recipe('cnn')]
+        """
+        before = module.configure_callbacks
+        recipe = self
+
+        def configure_callbacks(self: Any) -> list[Any]:
+            own = before()
+            callbacks = [*(own if isinstance(own, list | tuple) else [own]), recipe]
+            if self._trainer is not None:
+                # Lightning lets a module's callback replace a Trainer's of the same type, without a word.
+                refuse_other_owners(self, recipe, [*self._trainer.callbacks, *callbacks])
+            return callbacks
+
+        self._attached.install(module, "configure_callbacks", configure_callbacks, owner=self)
+        return module
+
+    def configure_optimizers(self, module: Any) -> dict[str, Any]:
+        """For use inside one's own `configure_optimizers`: returns Lightning's dictionary.
+
+        Raises:
+            RecipeError: Clipping or averaging would be lost, since the recipe is not also a callback.
+        """
+        trainer = module.trainer
+        if self in trainer.callbacks:
+            assert self._session is not None
+            return self._session.configure()
+        planned = preview(self.spec, self.overrides)
+        lost = [name for name, part in (("clip", planned.clip), ("ema", planned.ema)) if part is not None]
+        if lost:
+            off = ", ".join(f"{name}=0" for name in lost)
+            raise RecipeError(
+                [
+                    f"configure_optimizers: {' and '.join(lost)} of {self!r} would be lost, since an optimizer alone cannot "
+                    f"do it. Add the recipe to Trainer(callbacks=[...]), or turn it off: Recipe(..., {off})."
+                ]
+            )
+        snapshot = snapshot_parameters(module)
+        self.run = configure_run(
+            self.spec, self.overrides, run_facts(trainer, snapshot.parameter_count), snapshot, module
+        )
+        return {
+            "optimizer": self.run.optimizer,
+            "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
+        }
+
+    def configure(
+        self,
+        module: nn.Module,
+        *,
+        total_steps: int | None = None,
+        global_batch: int | None = None,
+        tokens_per_batch: int | None = None,
+        steps_per_epoch: float | None = None,
+    ) -> tuple[Optimizer, RecipeLR]:
+        """Optimizer and scheduler for plain PyTorch or Fabric. Call `scheduler.step()` after each optimizer step.
+
+        Clipping is yours to call: `recipe.clip_gradients(module)` before each `optimizer.step()`.
+
+        Args:
+            module: Any torch module, before it is sharded.
+            total_steps: Horizon in optimizer steps.
+            global_batch: Samples an optimizer step, over all processes.
+            tokens_per_batch: Tokens an optimizer step, over all processes.
+            steps_per_epoch: Optimizer steps an epoch, for a warmup in epochs.
+
+        Raises:
+            RecipeError: All problems at once.
+
+        Example:
+            >>> import torch
+            >>> module = torch.nn.Linear(4, 2)
+            >>> optimizer, scheduler = Recipe("cnn").configure(module, total_steps=100, global_batch=256)
+            >>> [(g["name"], g["weight_decay"]) for g in optimizer.param_groups]
+            [('decay', 0.0001), ('no_decay', 0.0)]
+        """
+        snapshot = snapshot_parameters(module)
+        facts = RunFacts(
+            total_steps=total_steps,
+            global_batch=global_batch,
+            tokens_per_batch=tokens_per_batch,
+            parameter_count=snapshot.parameter_count,
+            steps_per_epoch=steps_per_epoch,
+        )
+        self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
+        return self.run.optimizer, self.run.scheduler
+
+    def clip_gradients(self, module: nn.Module) -> Tensor | None:
+        """Clip the gradients of `module` as the recipe says, after `configure`.
+
+        Returns:
+            The total norm before clipping, 0-D; None where the recipe does not clip by norm.
+        """
+        clip = preview(self.spec, self.overrides).clip
+        return clip_gradients(module.parameters(), clip) if clip is not None else None
+
+    # ---- Lightning's hooks
+
+    @property
+    def log(self) -> Any:
+        """The module's `log`. Lightning assigns it just before it verifies `configure_optimizers`."""
+        return self.__dict__.get("_log")
+
+    @log.setter
+    def log(self, function: Any) -> None:
+        self.__dict__["_log"] = function
+        module = getattr(function, "__self__", None)
+        if module is not None:
+            self._open(module.trainer, module)
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Install the recipe, should a future Lightning not assign `log` any more."""
+        self._open(trainer, pl_module)
+
+    def _open(self, trainer: Any, module: Any) -> None:
+        if trainer.state.fn != "fit" or self._session is not None:
+            return
+        self.run = None
+        self._session = Session(self, trainer, module)
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Apply the rates of this step, also after a checkpoint was loaded."""
+        assert self._session is not None
+        self._session.start()
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Restore the random states of a checkpoint before the first batch."""
+        assert self._session is not None
+        self._session.first_batch()
+
+    def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
+        """Clip under manual optimization, where Lightning does not."""
+        assert self._session is not None
+        if not pl_module.automatic_optimization:
+            self._session.clip_gradients(optimizer)
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Step the schedule under manual optimization, where Lightning does not."""
+        assert self._session is not None
+        if not pl_module.automatic_optimization:
+            self._session.step_schedule()
+
+    def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Compare the checkpoint's recipe with this one."""
+        if self._session is not None:
+            self._session.load(checkpoint)
+
+    def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Leave the module as it was found."""
+        self._close()
+
+    def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
+        """Leave the module as it was found; Lightning calls no teardown after an exception."""
+        self._close()
+
+    def _close(self) -> None:
+        if self._session is not None:
+            self._session.close()
+            self._session = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles carry the settings; a run belongs to one process."""
+        return self.__dict__ | {"_session": None, "run": None, "_log": None}
+
+
+def _not_built(name: str) -> list[str]:
+    missing = recipes.NOT_BUILT.get(name)
+    return [f"recipe: {name!r} needs {missing}, which this version does not have yet."] if missing else []

@@ -1,0 +1,263 @@
+"""One fit of one recipe on one module: what is put on the module, configured, restored, and taken off again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from lit_opt.callbacks import resume
+from lit_opt.callbacks.clipping import clip_gradients
+from lit_opt.callbacks.configure import Configured, configure_run
+from lit_opt.callbacks.facts import run_facts
+from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
+from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
+from lit_opt.errors import RecipeError
+from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
+from lit_opt.recipes import get_recipe
+from lit_opt.resolve import preview
+from lit_opt.resolved import Provenance
+from lit_opt.show import as_text, recipe_table
+
+if TYPE_CHECKING:
+    from lit_opt.callbacks.recipe import Recipe
+
+
+class Session:
+    """Installs the recipe on the module when made; `close` leaves module and Trainer as they were found.
+
+    Args:
+        recipe: The recipe.
+        trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
+
+    Raises:
+        RecipeError: Somebody else sets the optimizer or clips; nothing is installed then.
+    """
+
+    def __init__(self, recipe: Recipe, trainer: Any, module: Any) -> None:
+        self.recipe, self.trainer, self.module = recipe, trainer, module
+        self.planned = preview(recipe.spec, recipe.overrides)
+        self.clip = self.planned.clip
+        self.run: Configured | None = None
+        self._patches = Patches()
+        self._snapshot: ParamSnapshot | None = None
+        self._loaded: dict[str, Any] | None = None
+        self._restart = False
+        self._trainer_clip: Any = None
+
+        refuse_other_owners(module, recipe, trainer.callbacks)
+        own = is_overridden(module, "configure_optimizers")
+        self._refuse(own)
+        self.keeps_theirs = own and recipe.existing == "keep"
+        self._install()
+        if self.keeps_theirs:
+            rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
+        elif own:
+            rank_zero_info(
+                f"{recipe!r} replaces {type(module).__name__}.configure_optimizers; existing='keep' would leave it."
+            )
+
+    # ---- before the run
+
+    def _refuse(self, own: bool) -> None:
+        problems = []
+        name = type(self.module).__name__
+        if own and self.recipe.existing == "error":
+            problems.append(
+                f"existing: {name} has its own configure_optimizers, and existing='error' was given. Remove the method, "
+                "or give existing='replace' or 'keep'."
+            )
+        if own and self.recipe.existing is None and not self.module.automatic_optimization:
+            problems.append(
+                f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
+                "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
+            )
+        if self.clip is not None and self.trainer.gradient_clip_val:
+            problems.append(
+                f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
+                f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
+            )
+        if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
+            if "clip" in self.recipe.overrides:
+                problems.append(
+                    f"clip: {name} has its own configure_gradient_clipping, and Recipe(clip=...) was given. Keep one."
+                )
+            else:
+                rank_zero_info(
+                    f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
+                    f"({self.clip.limit:g}) is off."
+                )
+                self.clip = None
+        if problems:
+            raise RecipeError(problems)
+
+    def _install(self) -> None:
+        session = self
+        module = self.module
+        before_setup, before_save = module.setup, module.on_save_checkpoint
+
+        def setup(self: Any, stage: str) -> None:
+            before_setup(stage)
+            session._snapshot = snapshot_parameters(module)
+
+        def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+            before_save(checkpoint)
+            checkpoint[resume.KEY] = session.packed(full="optimizer_states" in checkpoint)
+
+        def configure_optimizers(self: Any) -> dict[str, Any]:
+            return session.configure()
+
+        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
+            session.clip_gradients(optimizer)
+
+        self._patches.install(module, "setup", setup, owner=self.recipe)
+        self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
+        if is_overridden(module, "configure_model"):
+            before_model = module.configure_model
+
+            def configure_model(self: Any) -> None:
+                before_model()
+                session._snapshot = snapshot_parameters(module)
+
+            self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
+        if not self.keeps_theirs:
+            self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
+        if self.clip is None:
+            return
+        if type(self.trainer.strategy).__name__ == "DeepSpeedStrategy":
+            # It clips by itself, from the value that its config is formatted with in strategy.setup.
+            self._trainer_clip = (self.trainer.gradient_clip_val,)
+            self.trainer.gradient_clip_val = self.clip.limit
+        elif module.automatic_optimization:
+            self._patches.install(module, "configure_gradient_clipping", configure_gradient_clipping, owner=self.recipe)
+
+    def configure(self) -> dict[str, Any]:
+        """Lightning's dictionary of optimizer and scheduler, once the facts of the run are known."""
+        if self._snapshot is None or not _is_flattened(self.module):
+            self._snapshot = snapshot_parameters(self.module)
+        spec, overrides = self.recipe.spec, self.recipe.overrides
+        if self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded:
+            name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
+            spec, overrides = get_recipe(name), saved
+        facts = run_facts(self.trainer, self._snapshot.parameter_count)
+        self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
+        self.recipe.run = run
+        self._check_loaded()
+        keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
+        self._announce(run)
+        return {
+            "optimizer": run.optimizer,
+            "lr_scheduler": {"scheduler": run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
+        }
+
+    @rank_zero_only
+    def _announce(self, run: Configured) -> None:
+        rank_zero_info(as_text(recipe_table(run.resolved), "", run.groups.table()))
+        for logger in self.trainer.loggers:
+            logger.log_hyperparams({"recipe": run.resolved.as_dict()})
+
+    # ---- checkpoints
+
+    def packed(self, *, full: bool) -> dict[str, Any]:
+        """The recipe's part of a checkpoint."""
+        if self.run is None:
+            return resume.pack(self.planned, [], full=full)
+        return resume.pack(self.run.resolved, self.run.group_names, full=full)
+
+    def load(self, checkpoint: dict[str, Any]) -> None:
+        """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
+        self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
+        self._restart = True
+        self._check_loaded()
+
+    def _check_loaded(self) -> None:
+        if self._loaded is None or self.run is None:
+            return
+        saved = self._loaded.get(resume.KEY)
+        if saved is None:
+            resume.check_foreign(self._loaded, self.run.group_names)
+            rank_zero_info(f"{self.recipe!r}: the checkpoint was written without a recipe; this one goes on with it.")
+            return
+        resume.check_format(saved)
+        settings, facts = resume.differences(saved["recipe"], self.run.resolved)
+        if settings and self.recipe.on_resume != "config":
+            raise RecipeError([resume.refusal(settings)])
+        resume.check_groups(saved["groups"], self.run.group_names)
+        for line in [*settings, *facts]:
+            rank_zero_info(f"{self.recipe!r}, resumed: {line}")
+
+    # ---- during the run
+
+    def start(self) -> None:
+        """Re-apply rates and options that loading the optimizer's state may have overwritten."""
+        if self.run is None:
+            return
+        if self._restart:
+            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
+                group.update(options)
+            if not resume.data_are_exact(self.trainer):
+                rank_zero_info(
+                    f"{self.recipe!r}, resumed: the training loader cannot restore its position (no state_dict), so the "
+                    "batches from here on are not those of an uninterrupted run."
+                )
+        self._follow_finder(self.run)
+        self.run.scheduler.apply(self.trainer.global_step)
+
+    def first_batch(self) -> None:
+        """Restore the random states: after the loaders were made, which draw from them."""
+        if not self._restart:
+            return
+        self._restart = False
+        saved = (self._loaded or {}).get(resume.KEY)
+        self._loaded = None
+        if saved is not None and not resume.restore_rng(saved):
+            rank_zero_info(
+                f"{self.recipe!r}, resumed: the checkpoint holds random states of {len(saved.get('rng', []))} processes, "
+                "so dropout and other random draws are not those of an uninterrupted run."
+            )
+
+    def clip_gradients(self, optimizer: Any) -> None:
+        """Clip what this optimizer holds."""
+        if self.clip is not None:
+            parameters = [p for group in optimizer.param_groups for p in group["params"]]
+            clip_gradients(parameters, self.clip, root=_fsdp1_root(self.trainer))
+
+    def step_schedule(self) -> None:
+        """Follow the global step under manual optimization, where Lightning does not step schedulers."""
+        if self.run is not None and self.run.scheduler.last_epoch != self.trainer.global_step:
+            self.run.scheduler.apply(self.trainer.global_step)
+
+    def _follow_finder(self, run: Configured) -> None:
+        found = suggested_lr(self.trainer)
+        if found is None or found == run.resolved.lr:
+            return
+        if "lr" in self.recipe.overrides:
+            rank_zero_info(f"{self.recipe!r}: LearningRateFinder suggests {found:.3g}; lr={run.resolved.lr:g} is kept.")
+            return
+        scale = found / run.resolved.lr
+        run.scheduler.peaks = [peak * scale for peak in run.scheduler.peaks]
+        note = f"LearningRateFinder; the recipe has {run.resolved.lr:g}"
+        lr = Provenance(number=found, origin="yours", note=note, value=run.resolved.provenance["lr"].value)
+        run.resolved = replace(run.resolved, lr=found, provenance=run.resolved.provenance | {"lr": lr})
+        rank_zero_info(f"{self.recipe!r}: lr {found:.3g} from LearningRateFinder, ratios of the groups kept.")
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Take everything off the module and the Trainer. Safe to call twice."""
+        self._patches.remove()
+        if self._trainer_clip is not None:
+            (self.trainer.gradient_clip_val,) = self._trainer_clip
+            self._trainer_clip = None
+
+
+def _is_flattened(module: Any) -> bool:
+    """FSDP1 and ZeRO replace parameters by flat shards; DTensors keep their global shape."""
+    return any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_shape") for p in module.parameters())
+
+
+def _fsdp1_root(trainer: Any) -> Any:
+    model = trainer.strategy.model
+    return model if type(model).__name__ == "FullyShardedDataParallel" else None
