@@ -67,8 +67,21 @@ def test_attention_and_recurrent_layers():
 
 @pytest.mark.parametrize(
     "kind",
-    ["LlamaRMSNorm", "T5LayerNorm", "LayerNorm2d", "RmsNorm", "GroupNormAct", "BatchNormAct2d", "MambaRMSNormGated"]
-    + ["RMSNorm", "EvoNorm2dB0", "NemotronLayerNorm1P", "GlobalResponseNorm", "ConvNextV2GRN", "Wav2Vec2LayerNorm"],
+    [
+        "LlamaRMSNorm",
+        "T5LayerNorm",
+        "LayerNorm2d",
+        "RmsNorm",
+        "GroupNormAct",
+        "BatchNormAct2d",
+        "MambaRMSNormGated",
+        "RMSNorm",
+        "EvoNorm2dB0",
+        "NemotronLayerNorm1P",
+        "GlobalResponseNorm",
+        "ConvNextV2GRN",
+        "Wav2Vec2LayerNorm",
+    ],
 )
 def test_norms_by_class_name(kind):
     assert roles(holder(kind, weight=(4,), bias=(4,))) == {"weight": "norm", "bias": "bias"}
@@ -91,7 +104,7 @@ def test_own_linear_classes_with_one_output_are_matrices_and_free_vectors_are_no
 
 def test_an_attribute_called_norm_that_is_a_linear():
     module = nn.ModuleDict({"norm": nn.Linear(4, 4), "embedding": nn.Linear(4, 4), "bias": nn.Linear(4, 4)})
-    assert set(r for n, r in roles(module).items() if n.endswith(".weight")) == {"matrix"}
+    assert {r for n, r in roles(module).items() if n.endswith(".weight")} == {"matrix"}
 
 
 def test_a_container_called_norm_owns_nothing():
