@@ -56,7 +56,7 @@ def ema_window(decay: float, warmup: bool, steps: int) -> int:
 
     Example:
         >>> ema_window(0.9999, True, 10_000), ema_window(0.9999, False, 1_000_000), ema_window(0.0, False, 5)
-        (741, 6932, 1)
+        (742, 6932, 1)
     """
     log_of_rest = 0.0
     for last in range(1, steps + 1):

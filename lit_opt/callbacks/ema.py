@@ -28,7 +28,6 @@ from lit_opt.callbacks.ema_file import (
     load_averages,
     named_averages,
     write_averages,
-    write_raw,
 )
 from lit_opt.errors import RecipeError
 
@@ -265,7 +264,6 @@ class EMA(Callback):
                 )
             return
         self.updates, self.steps = found.updates, found.steps
-        write_raw(found, module)
         if found.averages:
             self._averages = Averages(module, self.offload)
             missing = self._averages.load(named_averages(found, self._averages, module))
@@ -274,7 +272,7 @@ class EMA(Callback):
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._update(module)
-        if META in checkpoint or not (self._is_of(module) or self._take_off):
+        if META in checkpoint or (self._averages is not None and not self._is_of(module)):
             return
         checkpoint[META] = {
             "updates": self.updates,
@@ -300,7 +298,7 @@ class EMA(Callback):
 
         def on_load_checkpoint(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
             if self is module:
-                ours._file, ours._file_was_read = averages_in(checkpoint), True
+                ours._file, ours._file_was_read = averages_in(checkpoint, module), True
             load(self, checkpoint)
 
         save, take_off_save = _patch(module, on_save_checkpoint)

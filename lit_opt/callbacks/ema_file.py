@@ -30,12 +30,11 @@ _SHARDED_META = "meta.pt"
 
 @dataclass(frozen=True, slots=True)
 class AveragesInFile:
-    """What a checkpoint holds; `raw` only if the raw weights still have to be written into the module."""
+    """What a checkpoint holds; `averages` by clean key."""
 
     updates: int
     steps: int
     averages: dict[str, Tensor]
-    raw: dict[str, Tensor]
 
 
 def write_averages(
@@ -91,17 +90,6 @@ def named_averages(found: AveragesInFile, averages: Averages, module: nn.Module)
     return {name: found.averages[key] for key, name in names.items() if name and key in found.averages}
 
 
-def write_raw(found: AveragesInFile, module: nn.Module) -> None:
-    """Write the raw weights into the module where the strategy loaded the averages."""
-    if not found.raw:
-        return
-    reshard(module)
-    raw = {clean_name(key): value for key, value in found.raw.items()}
-    for key, live in _live_state(module).items():
-        if isinstance(live, Tensor) and clean_name(key) in raw:
-            write_into(live, raw[clean_name(key)])
-
-
 def _live_state(module: nn.Module) -> dict[str, Any]:
     """Key of the state_dict -> the live parameter or buffer."""
     try:
@@ -116,20 +104,26 @@ def _names_by_key(averages: Averages, module: nn.Module) -> dict[str, str | None
     return {clean_name(key): names.get(id(live)) for key, live in _live_state(module).items()}
 
 
-def averages_in(checkpoint: dict[str, Any]) -> AveragesInFile | None:
-    """Read a loaded checkpoint, and give it the raw weights as `state_dict` if it has that still.
+def averages_in(checkpoint: dict[str, Any], module: nn.Module) -> AveragesInFile | None:
+    """Read a loaded checkpoint, and see to it that the module gets the raw weights.
 
-    FSDP2 has loaded `state_dict` into the module, and removed it, before any hook; then `raw` is set.
+    FSDP2 has loaded `state_dict` into the module, and removed it, before any hook; then they are written
+    here. Other strategies load `state_dict` after this.
     """
     meta = checkpoint.get(META)
     if meta is None:
         return None
-    raw = checkpoint.pop("raw_state_dict", None) or {}
+    raw = checkpoint.pop("raw_state_dict", None)
     if raw and "state_dict" in checkpoint:
         checkpoint["state_dict"] = raw
-        raw = {}
+    elif raw:
+        reshard(module)
+        values = {clean_name(key): value for key, value in raw.items()}
+        for key, live in _live_state(module).items():
+            if isinstance(live, Tensor) and clean_name(key) in values:
+                write_into(live, values[clean_name(key)])
     averages = {clean_name(key): tensor for key, tensor in checkpoint.get("ema_state_dict", {}).items()}
-    return AveragesInFile(updates=meta["updates"], steps=meta["steps"], averages=averages, raw=raw)
+    return AveragesInFile(updates=meta["updates"], steps=meta["steps"], averages=averages)
 
 
 def read_averages(path: str | Path) -> dict[str, Any]:
@@ -168,7 +162,7 @@ def read_averages(path: str | Path) -> dict[str, Any]:
         raise RecipeError(
             [
                 f"checkpoint: {str(file)!r} was written after {checkpoint[META]['steps']} optimizer steps, "
-                "before the first update of the averages. Use a later checkpoint, or load its state_dict as usual."
+                "before the first update of the averages. Use a later checkpoint, or load its state_dict."
             ]
         )
     return dict(checkpoint["ema_state_dict"])
