@@ -55,7 +55,7 @@ class Trace(pl.Callback):
     def on_validation_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         self.seen.append(weights(pl_module))
 
-    on_test_batch_end = on_predict_batch_end = on_validation_batch_end
+    on_test_batch_end = on_predict_batch_end = on_validation_batch_end  # type: ignore[assignment]
 
 
 def weights(module: nn.Module) -> dict[str, Tensor]:
@@ -99,4 +99,6 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 # Lightning 2.6 lets a caller ask for the safe way to load; earlier ones decide by the version of torch.
-SAFE = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
+SAFE: dict[str, Any] = (
+    {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
+)

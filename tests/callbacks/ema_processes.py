@@ -75,7 +75,7 @@ class Whole(pl.Callback):
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
         self.train.append(whole(pl_module))
-        if trainer.global_step == self.step:
+        if self.path is not None and trainer.global_step == self.step:
             trainer.save_checkpoint(self.path)
 
 

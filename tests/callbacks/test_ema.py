@@ -97,7 +97,7 @@ def test_several_optimizers_under_manual_optimization_count_one_step_a_batch():
             self.automatic_optimization = False
 
         def training_step(self, batch, batch_idx):
-            first, second = self.optimizers()
+            first, second = self.optimizers()  # type: ignore[attr-defined]
             for optimizer in (first, second) if batch_idx % 4 else (first,):
                 loss = super().training_step(batch, batch_idx)
                 optimizer.zero_grad()
@@ -234,7 +234,8 @@ def test_offload_gives_the_same_averages():
 def test_compiled_modules(whole):
     net: Any = Net()
     if whole:
-        module, run = net, torch.compile(net, backend="eager")
+        module = net
+        run: Any = torch.compile(net, backend="eager")
     else:
         net.net[3] = torch.compile(net.net[3], backend="eager")
         module = run = net
@@ -389,20 +390,11 @@ def test_an_owner_may_forward_the_hooks():
         def __init__(self):
             self.ema = EMA(0.9)
 
-    for hook in [
-        "setup",
-        "teardown",
-        "on_exception",
-        "on_train_start",
-        "on_train_epoch_start",
-        "on_train_batch_end",
-        "on_train_end",
-        "on_validation_start",
-        "on_validation_end",
-        "on_test_start",
-        "on_test_end",
-        "on_save_checkpoint",
-    ]:
+    hooks = (
+        "setup teardown on_exception on_train_start on_train_epoch_start on_train_batch_end on_train_end "
+        "on_validation_start on_validation_end on_test_start on_test_end on_save_checkpoint"
+    )
+    for hook in hooks.split(" "):
 
         def forward(self, *args, _hook=hook, **kwargs):
             getattr(self.ema, _hook)(*args, **kwargs)

@@ -89,7 +89,7 @@ def test_resume_with_frozen_and_compiled_parts(tmp_path):
     # a compiled part was trained, a plain module loads
     plain = Net()
     EMA.load(plain, tmp_path / "c.ckpt")
-    assert torch.equal(plain.net[3].weight, saved["ema_state_dict"]["net.3._orig_mod.weight"])
+    assert torch.equal(plain.get_parameter("net.3.weight"), saved["ema_state_dict"]["net.3._orig_mod.weight"])
 
 
 def test_frozen_parameters_and_buffers_are_stored_once(tmp_path):
@@ -184,8 +184,8 @@ def test_a_module_that_renames_its_keys(tmp_path):
         def state_dict(self, *args, **kwargs):
             return {f"x.{k}": v for k, v in super().state_dict(*args, **kwargs).items()}
 
-        def load_state_dict(self, state, *args, **kwargs):
-            return super().load_state_dict({k.removeprefix("x."): v for k, v in state.items()})
+        def load_state_dict(self, state_dict, strict=True, assign=False):
+            return super().load_state_dict({k.removeprefix("x."): v for k, v in state_dict.items()})
 
     ema = EMA(0.9)
     trainer(SaveAt(tmp_path / "c.ckpt", 3), ema, max_steps=5).fit(Renames(), loader(equal=True))
@@ -252,10 +252,10 @@ def test_a_shape_that_changed_is_refused(trained):
             self.net[3] = nn.Linear(16, 5)
             self.strict_loading = False
 
-        def load_state_dict(self, state, *args, **kwargs):
+        def load_state_dict(self, state_dict, strict=True, assign=False):
             own = self.state_dict()
-            state = {k: v for k, v in state.items() if v.shape == own[k].shape}
-            return super().load_state_dict(state, strict=False)
+            fitting = {k: v for k, v in state_dict.items() if v.shape == own[k].shape}
+            return super().load_state_dict(fitting, strict=False)
 
     with pytest.raises(RecipeError, match=r"average of net\.3\.weight has shape \(4, 16\).* and \(5, 16\)"):
         trainer(EMA(0.9)).test(Wider(), loader(1), ckpt_path=trained[1], **SAFE)
@@ -271,7 +271,7 @@ def test_export(trained, safetensors, tmp_path):
     net = Net()
     net.load_state_dict(state)
     assert same(weights(net), averages(ema))
-    assert int(net.net[1].num_batches_tracked) == 5
+    assert int(net.get_buffer("net.1.num_batches_tracked")) == 5
     assert sorted(p.name for p in tmp_path.iterdir()) == ["c.ckpt", out.name]
 
 

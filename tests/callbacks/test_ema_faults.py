@@ -117,13 +117,15 @@ def test_integer_and_floating_buffers_are_exact(tmp_path):
     fit.save_checkpoint(tmp_path / "c.ckpt")
     other = Net()
     EMA.load(other, tmp_path / "c.ckpt")
-    assert int(other.net[1].num_batches_tracked) == 20
+    assert int(other.get_buffer("net.1.num_batches_tracked")) == 20
     for name, value in net.named_buffers():
         assert torch.equal(dict(other.named_buffers())[name], value)
 
 
 def test_buffers_that_validation_changes_keep_the_change():
     class Counts(Net):
+        validated: torch.Tensor
+
         def __init__(self):
             super().__init__()
             self.register_buffer("validated", torch.zeros((), dtype=torch.long))
@@ -166,7 +168,7 @@ def test_a_module_in_use_by_another_run_is_not_evaluated_with_foreign_averages(c
     fit.fit(Net(), loader())
     other, trace = Net(), Trace()
     with torch.no_grad():
-        other.net[0].weight.zero_()
+        other.get_parameter("net.0.weight").zero_()
     with caplog.at_level("INFO"):
         trainer(ema, trace).validate(other, loader(1), verbose=False)
     assert same(trace.seen[-1], weights(other))
@@ -175,6 +177,8 @@ def test_a_module_in_use_by_another_run_is_not_evaluated_with_foreign_averages(c
 
 def test_saving_while_the_averages_are_in_holds_raw_weights(tmp_path):
     class Saves(pl.Callback):
+        weights_only = False
+
         def on_validation_batch_end(self, trainer, pl_module, *args):
             trainer.save_checkpoint(tmp_path / f"{trainer.global_step}.ckpt", weights_only=self.weights_only)
 
