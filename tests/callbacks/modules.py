@@ -9,6 +9,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
@@ -136,7 +137,7 @@ def snapshot(module: LightningModule) -> dict[str, Any]:
     return {
         name: id(value)
         for name, value in vars(module).items()
-        if name not in ("_trainer", "_device", "_current_fx_name", "training", "_dtype", "_param_requires_grad_state")
+        if name not in ("_trainer", "_device", "_current_fx_name", "training", "_dtype", "_hparams")
     }
 
 
@@ -155,3 +156,53 @@ def names_of(recipe: Recipe) -> list[str]:
 def roundtrip(thing: Any) -> Any:
     """A pickled and unpickled copy."""
     return pickle.loads(pickle.dumps(thing))
+
+
+class StatefulLoader:
+    """Batches in an order seeded by the epoch; knows its position, and adds noise from the global generator."""
+
+    def __init__(self, n: int = 32, batch_size: int = 4, noise: float = 0.1) -> None:
+        self.data, self.batch_size, self.noise, self.position = tensors(n), batch_size, noise, 0
+        self.given: list[list[int]] = []
+
+    def __len__(self) -> int:
+        return len(self.data) // self.batch_size
+
+    def __iter__(self) -> Iterator[Any]:
+        first = self.position
+        for position in range(first, first - first % len(self) + len(self)):
+            epoch, batch = divmod(position, len(self))
+            order = torch.randperm(len(self.data), generator=torch.Generator().manual_seed(epoch)).tolist()
+            chosen = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            inputs, labels = self.data[chosen]
+            self.position = position + 1
+            self.given.append(chosen)
+            yield [inputs + self.noise * torch.randn_like(inputs), labels]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"position": self.position}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.position = state["position"]
+
+
+class SaveAt(Callback):
+    """Saves a checkpoint in the hook `where` at global step `step`, and may stop the run there."""
+
+    def __init__(self, path: Any, step: int, where: str = "on_train_batch_end", stop: bool = False) -> None:
+        self.path, self.step, self.where, self.stop, self.done = path, step, where, stop, False
+
+    def _save(self, t: Trainer, where: str) -> None:
+        if where == self.where and t.global_step == self.step and not self.done and not t.sanity_checking:
+            self.done = True
+            t.save_checkpoint(self.path)
+            t.should_stop = self.stop
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        self._save(trainer, "on_train_batch_end")
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        self._save(trainer, "on_validation_end")
+
+    def on_train_epoch_end(self, trainer: Any, pl_module: Any) -> None:
+        self._save(trainer, "on_train_epoch_end")
