@@ -270,10 +270,10 @@ class Recipe(Callback):
         assert self._session is not None
         self._session.start()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Restore the random states of a checkpoint before the first batch."""
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Continue the random states of a checkpoint that was written at the end of an epoch."""
         assert self._session is not None
-        self._session.first_batch()
+        self._session.epoch_start()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""
