@@ -13,7 +13,7 @@ from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
-from lit_opt.callbacks.patches import Patches, refuse_other_owners
+from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.overrides import find_problems
@@ -127,7 +127,6 @@ class Recipe(Callback):
         self.on_resume = on_resume
         self.run: Configured | None = None
         self._session: Session | None = None
-        self._attached = Patches()
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.name!r})"
@@ -160,18 +159,7 @@ class Recipe(Callback):
             >>> module.configure_callbacks()
             [Recipe('cnn')]
         """
-        before = module.configure_callbacks
-        recipe = self
-
-        def configure_callbacks(self: Any) -> list[Any]:
-            own = before()
-            callbacks = [*(own if isinstance(own, list | tuple) else [own]), recipe]
-            if self._trainer is not None:
-                # Lightning lets a module's callback replace a Trainer's of the same type, without a word.
-                refuse_other_owners(self, recipe, [*self._trainer.callbacks, *callbacks])
-            return callbacks
-
-        self._attached.install(module, "configure_callbacks", configure_callbacks, owner=self)
+        module.__dict__["configure_callbacks"] = Attached(module, self)
         return module
 
     def configure_optimizers(self, module: Any) -> dict[str, Any]:
@@ -282,10 +270,10 @@ class Recipe(Callback):
         assert self._session is not None
         self._session.start()
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Restore the random states of a checkpoint before the first batch."""
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Continue the random states of a checkpoint that was written at the end of an epoch."""
         assert self._session is not None
-        self._session.first_batch()
+        self._session.epoch_start()
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""

@@ -13,6 +13,7 @@ from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
+from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
@@ -44,7 +45,7 @@ class Session:
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
         self._loaded: dict[str, Any] | None = None
-        self._restart = False
+        self._replay: Replay | None = None
         self._trainer_clip: Any = None
 
         refuse_other_owners(module, recipe, trainer.callbacks)
@@ -169,7 +170,7 @@ class Session:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
-        self._restart = True
+        self._replay = Replay(self.trainer, self._restore_rng)
         self._check_loaded()
 
     def _check_loaded(self) -> None:
@@ -192,24 +193,28 @@ class Session:
 
     def start(self) -> None:
         """Re-apply rates and options that loading the optimizer's state may have overwritten."""
-        if self.run is None:
-            return
-        if self._restart:
-            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
-                group.update(options)
-            if not resume.data_are_exact(self.trainer):
+        if self._replay is not None:
+            if self._replay.is_mid_epoch() and not resume.data_are_exact(self.trainer):
                 rank_zero_info(
                     f"{self.recipe!r}, resumed: the training loader cannot restore its position (no state_dict), so the "
                     "batches from here on are not those of an uninterrupted run."
                 )
+            self._replay.train_start()
+        if self.run is None:
+            return
+        if self._replay is not None:
+            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
+                group.update(options)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
-    def first_batch(self) -> None:
-        """Restore the random states: after the loaders were made, which draw from them."""
-        if not self._restart:
-            return
-        self._restart = False
+    def epoch_start(self) -> None:
+        """Continue the random states and the order of the batches at the start of an epoch."""
+        if self._replay is not None:
+            self._replay.epoch_start()
+            self._replay = None
+
+    def _restore_rng(self) -> None:
         saved = (self._loaded or {}).get(resume.KEY)
         self._loaded = None
         if saved is not None and not resume.restore_rng(saved):
