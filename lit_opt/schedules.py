@@ -59,8 +59,11 @@ def factor(schedule: Schedule, step: int) -> float:
         return s.gamma ** sum(step >= m for m in s.milestones)
     if s.total_steps is None:
         raise ValueError(f"total_steps: the schedule {s.kind!r} needs a horizon.")
-    start = max(s.warmup_steps, s.total_steps - s.cooldown_steps) if s.kind == "wsd" else s.warmup_steps
-    progress = min(1.0, max(0.0, (step - start) / max(1, s.total_steps - start)))
+    start = s.total_steps - s.cooldown_steps if s.kind == "wsd" else s.warmup_steps
+    if step >= s.total_steps:
+        progress = 1.0
+    else:
+        progress = max(0.0, (step - start) / (s.total_steps - start))
     return s.final + (1.0 - s.final) * _remaining(s, progress)
 
 
