@@ -17,6 +17,8 @@ class RunFacts:
     Args:
         total_steps: Optimizer steps of the whole run (not of the remainder after a resume).
         global_batch: Samples an optimizer step: loader x accumulation x data-parallel size.
+        loader_batch: Samples a batch of one process's loader.
+        accumulation: Batches of the loader an optimizer step.
         tokens_per_batch: Tokens an optimizer step.
         data_parallel_size: Processes that see different data.
         parameter_count: Trainable parameters without the embeddings.
@@ -33,6 +35,8 @@ class RunFacts:
     data_parallel_size: int | None = None
     parameter_count: int | None = None
     steps_per_epoch: float | None = None
+    loader_batch: int | None = None
+    accumulation: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +61,14 @@ class Provenance:
     value: Value | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Part:
+    """A part of a model: what multiplies its learning rate, and the user's globs (none: by known names)."""
+
+    lr_scale: float
+    match: tuple[str, ...] = ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
     """A recipe for one run: floats, and for each of them where it comes from.
@@ -75,8 +87,10 @@ class ResolvedRecipe:
         groups: The user's rules.
         layer_decay: Factor per layer below the head, or None.
         fallback: Keywords of AdamW for what a matrix optimizer leaves.
-        parts: Learning-rate multipliers of a model's parts.
+        parts: Learning-rate multipliers of a model's parts, and where they lie.
+        trains: "all" or "adapters".
         hints: What a callback cannot set.
+        notes: Sentences for the log, such as how the global batch comes about.
         facts: The facts it was resolved with.
         provenance: Where each number comes from: "lr", "weight_decay", the keywords of the optimizer, "warmup",
             "decay.final", "clip", "ema", "parts.projector", "hints.precision", ...
@@ -101,8 +115,10 @@ class ResolvedRecipe:
     groups: tuple[GroupRule, ...] = ()
     layer_decay: float | None = None
     fallback: dict[str, Any] = field(default_factory=dict)
-    parts: dict[str, float] = field(default_factory=dict)
+    parts: dict[str, Part] = field(default_factory=dict)
+    trains: str = "all"
     hints: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     facts: RunFacts = field(default_factory=RunFacts)
     provenance: dict[str, Provenance] = field(default_factory=dict)
 
@@ -129,7 +145,7 @@ class ResolvedRecipe:
             "groups": [asdict(rule) for rule in self.groups],
             "layer_decay": self.layer_decay,
             "fallback": self.fallback,
-            "parts": self.parts,
+            "parts": {name: asdict(part) for name, part in self.parts.items()},
             "facts": asdict(self.facts),
             "origins": {key: p.origin for key, p in self.provenance.items()},
         }

@@ -116,8 +116,9 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
         if key in hyperparameters:
             overrides[key] = hyperparameters.pop(key)
     overrides["optimizer_kwargs"] = hyperparameters
-    if saved["fallback"]:
-        overrides["fallback"] = saved["fallback"]
+    for key in ("fallback", "parts"):
+        if saved[key]:
+            overrides[key] = saved[key]
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
 
 
