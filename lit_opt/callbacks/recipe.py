@@ -11,8 +11,8 @@ from torch.optim import Optimizer
 from lit_opt import recipes
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.ema import EMA
+from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
