@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt import recipes
+from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
@@ -291,6 +292,11 @@ class Recipe(Callback):
         """Compare the checkpoint's recipe with this one."""
         if self._session is not None:
             self._session.load(checkpoint)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe into a checkpoint that is saved after `fit`, when it is off the module again."""
+        if self._session is None and self.run is not None and self.run.optimizer in trainer.optimizers:
+            checkpoint[resume.KEY] = resume.pack(self.run.resolved, self.run.group_names, full=True)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""

@@ -47,6 +47,7 @@ class Session:
         self._loaded: dict[str, Any] | None = None
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
+        self._clips = self._clips_itself = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
@@ -90,7 +91,7 @@ class Session:
                     f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
                     f"({self.clip.limit:g}) is off."
                 )
-                self.clip = None
+                self.clip, self._clips_itself = None, True
         if problems:
             raise RecipeError(problems)
 
@@ -110,9 +111,6 @@ class Session:
         def configure_optimizers(self: Any) -> dict[str, Any]:
             return session.configure()
 
-        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
-            session.clip_gradients(optimizer)
-
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
         if is_overridden(module, "configure_model"):
@@ -125,8 +123,17 @@ class Session:
             self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
         if not self.keeps_theirs:
             self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
-        if self.clip is None:
+        self._install_clipping()
+
+    def _install_clipping(self) -> None:
+        if self.clip is None or self._clips:
             return
+        self._clips = True
+        session, module = self, self.module
+
+        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
+            session.clip_gradients(optimizer)
+
         if type(self.trainer.strategy).__name__ == "DeepSpeedStrategy":
             # It clips by itself, from the value that its config is formatted with in strategy.setup.
             self._trainer_clip = (self.trainer.gradient_clip_val,)
@@ -139,12 +146,17 @@ class Session:
         if self._snapshot is None or not _is_flattened(self.module):
             self._snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
-        if self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded:
+        theirs = self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded
+        if self._loaded is not None and theirs:
+            resume.check_format(self._loaded[resume.KEY])
             name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
             spec, overrides = get_recipe(name), saved
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
         self.recipe.run = run
+        if theirs and not self._clips_itself:
+            self.clip = run.resolved.clip  # the checkpoint's
+            self._install_clipping()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
