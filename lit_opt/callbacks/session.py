@@ -47,6 +47,7 @@ class Session:
         self._loaded: dict[str, Any] | None = None
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
+        self._unscaling: list[Any] = []
         self._clips = self._clips_itself = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
@@ -213,6 +214,7 @@ class Session:
                 )
             self._replay.train_start()
         if self.run is None:
+            self._let_lightning_unscale()
             return
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
@@ -241,6 +243,13 @@ class Session:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_gradients(parameters, self.clip, root=_fsdp1_root(self.trainer))
 
+    def _let_lightning_unscale(self) -> None:
+        """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
+        for optimizer in self.trainer.optimizers:
+            if self.clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer._step_supports_amp_scaling = False
+                self._unscaling.append(optimizer)
+
     def step_schedule(self) -> None:
         """Follow the global step under manual optimization, where Lightning does not step schedulers."""
         if self.run is not None and self.run.scheduler.last_epoch != self.trainer.global_step:
@@ -265,6 +274,8 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        while self._unscaling:
+            self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
