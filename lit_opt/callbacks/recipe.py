@@ -254,13 +254,14 @@ class Recipe(Callback):
         self.__dict__["_log"] = function
         module = getattr(function, "__self__", None)
         if module is not None:
-            self._open(module.trainer, module)
+            self.open(module.trainer, module)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Install the recipe, should a future Lightning not assign `log` any more."""
-        self._open(trainer, pl_module)
+        self.open(trainer, pl_module)
 
-    def _open(self, trainer: Any, module: Any) -> None:
+    def open(self, trainer: Any, module: Any) -> None:
+        """Put the recipe on the module, once for each `fit`; Lightning's hooks call it."""
         if trainer.state.fn != "fit" or self._session is not None:
             return
         self.run = None
