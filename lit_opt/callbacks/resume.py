@@ -12,6 +12,7 @@ import torch.distributed as dist
 
 from lit_opt.errors import RecipeError
 from lit_opt.resolved import ResolvedRecipe
+from lit_opt.schedules import FIELDS_OF_KIND
 
 KEY = "lit_opt"
 FORMAT = 1
@@ -94,10 +95,11 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     schedule = saved["schedule"]
     hyperparameters = dict(saved["hyperparameters"])
     total = schedule["total_steps"]
-    decay = {key: schedule[key] for key in ("kind", "final", "power", "gamma")}
-    if schedule["milestones"] and total:
+    used = FIELDS_OF_KIND[schedule["kind"]]
+    decay: dict[str, Any] = {key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used}
+    if "milestones" in used and total:
         decay["milestones"] = tuple(m / total for m in schedule["milestones"])
-    if schedule["cooldown_steps"]:
+    if "cooldown" in used and schedule["cooldown_steps"]:
         decay["cooldown"] = schedule["cooldown_steps"]
     overrides = {key: given[key] for key in ("batch_size", "batch_tokens", "total_steps") if key in given}
     overrides |= {

@@ -18,7 +18,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance
+from lit_opt.resolved import Provenance, ResolvedRecipe
 from lit_opt.show import as_text, recipe_table
 
 if TYPE_CHECKING:
@@ -152,8 +152,11 @@ class Session:
             resume.check_format(self._loaded[resume.KEY])
             name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
             spec, overrides = get_recipe(name), saved
+            self.recipe.follow_ema(preview(spec, overrides).ema)
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
+        if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
+            run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
         if theirs and not self._clips_itself:
             self.clip = run.resolved.clip  # the checkpoint's
@@ -279,6 +282,14 @@ class Session:
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
+
+
+def _from_checkpoint(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
+    origins = {
+        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
+    }
+    return replace(resolved, provenance=origins)
 
 
 def _is_flattened(module: Any) -> bool:
