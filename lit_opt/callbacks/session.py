@@ -13,11 +13,12 @@ from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
+from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance
+from lit_opt.resolved import Provenance, ResolvedRecipe
 from lit_opt.show import as_text, recipe_table
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class Session:
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
         self._loaded: dict[str, Any] | None = None
-        self._restart = False
+        self._replay: Replay | None = None
         self._trainer_clip: Any = None
 
         refuse_other_owners(module, recipe, trainer.callbacks)
@@ -141,8 +142,11 @@ class Session:
         if self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded:
             name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
             spec, overrides = get_recipe(name), saved
+            self.recipe.follow_ema(preview(spec, overrides).ema)
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
+        if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
+            run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
@@ -169,7 +173,7 @@ class Session:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
-        self._restart = True
+        self._replay = Replay(self.trainer, self._restore_rng)
         self._check_loaded()
 
     def _check_loaded(self) -> None:
@@ -192,24 +196,28 @@ class Session:
 
     def start(self) -> None:
         """Re-apply rates and options that loading the optimizer's state may have overwritten."""
-        if self.run is None:
-            return
-        if self._restart:
-            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
-                group.update(options)
-            if not resume.data_are_exact(self.trainer):
+        if self._replay is not None:
+            if self._replay.is_mid_epoch() and not resume.data_are_exact(self.trainer):
                 rank_zero_info(
                     f"{self.recipe!r}, resumed: the training loader cannot restore its position (no state_dict), so the "
                     "batches from here on are not those of an uninterrupted run."
                 )
+            self._replay.train_start()
+        if self.run is None:
+            return
+        if self._replay is not None:
+            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
+                group.update(options)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
-    def first_batch(self) -> None:
-        """Restore the random states: after the loaders were made, which draw from them."""
-        if not self._restart:
-            return
-        self._restart = False
+    def epoch_start(self) -> None:
+        """Continue the random states and the order of the batches at the start of an epoch."""
+        if self._replay is not None:
+            self._replay.epoch_start()
+            self._replay = None
+
+    def _restore_rng(self) -> None:
         saved = (self._loaded or {}).get(resume.KEY)
         self._loaded = None
         if saved is not None and not resume.restore_rng(saved):
@@ -251,6 +259,14 @@ class Session:
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
+
+
+def _from_checkpoint(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
+    origins = {
+        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
+    }
+    return replace(resolved, provenance=origins)
 
 
 def _is_flattened(module: Any) -> bool:
