@@ -8,14 +8,19 @@ under different parents are towers side by side (text and image, encoder and dec
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 from torch import nn
 
 _CONTAINERS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 _STEM_ROLES = {"embedding", "position", "token"}
+# Some models register the head before the blocks, so its usual names count as well as its place.
+_HEAD = re.compile(r"(?:^|[._])(?:heads?|classifier|score|logits|final|ln_f|norm_f)(?:[._]|$)")
 
 
 @dataclass
@@ -56,26 +61,27 @@ def layer_ids(modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> dic
     before = True
     for name, role in roles.items():
         before = before and name not in inside
-        ids[name] = inside.get(name, 0 if before or role in _STEM_ROLES else depth)
+        stem = role in _STEM_ROLES or (before and not _HEAD.search(name))
+        ids[name] = inside.get(name, 0 if stem else depth)
     return ids
 
 
 def _timm_towers(modules: Mapping[str, nn.Module], names: Sequence[str]) -> list[_Tower]:
     towers: dict[str, _Tower] = {}
     for path, module in modules.items():
-        if not callable(getattr(module, "group_matcher", None)) or any(_inside(path, root) for root in towers):
+        matcher: Any = getattr(module, "group_matcher", None)
+        if not callable(matcher) or any(_inside(path, root) for root in towers):
             continue
         own = [name for name in names if _inside(name, path)]
         if not own:
             continue
-        from timm.models import group_with_matcher
+        from timm.models import group_parameters
 
         # A name that nothing matches is sorted behind all others: the place of the head.
         head = "\n"
         relative = [name[len(path) + 1 :] if path else name for name in own]
-        found = group_with_matcher(
-            ((name, name) for name in [*relative, head]), module.group_matcher(coarse=False), reverse=True
-        )
+        named = SimpleNamespace(named_parameters=lambda names=(*relative, head): ((name, name) for name in names))
+        found = group_parameters(named, matcher(coarse=False), reverse=True)
         ids = {name: int(found[short]) for name, short in zip(own, relative, strict=True)}
         # timm's own numbering ends with the last parameter; one outside (a head of the user's) lies above it.
         towers[path] = _Tower(ids, max(ids.values()) if len(own) == len(names) else int(found[head]))
@@ -126,8 +132,10 @@ def _number(blocks: Sequence[str], root: str, roles: Mapping[str, str]) -> _Towe
             ids[name] = current = number[block]
         elif role in _STEM_ROLES:
             ids[name] = 0
+        elif current == len(blocks) or _HEAD.search(name):
+            ids[name] = head
         else:
-            ids[name] = head if current == len(blocks) else current
+            ids[name] = current
     return _Tower(ids, head)
 
 

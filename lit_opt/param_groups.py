@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from lit_opt.resolve import ResolvedRecipe
+    from lit_opt.resolved import ResolvedRecipe
 
 __all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "group_parameters", "snapshot_parameters"]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
+from torch.nn.parameter import is_lazy
 
 from lit_opt.errors import RecipeError
 from lit_opt.layer_depth import layer_ids
@@ -144,9 +144,9 @@ def _holders(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, nn
 
 def _refuse_unreadable(module: nn.Module) -> None:
     problems = []
-    lazy = []
+    lazy: list[str] = []
     for name, parameter in module.named_parameters():
-        if isinstance(parameter, UninitializedTensorMixin):
+        if is_lazy(parameter):
             lazy.append(name)
         elif name.rpartition(".")[2] == "_flat_param":
             problems.append(

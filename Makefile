@@ -1,0 +1,56 @@
+# Two commands on a fresh machine: `make quickstart` and `make test`.
+VENV ?= .venv
+PYTHON ?= python3
+PY := $(VENV)/bin/python
+OLDEST := .venv-oldest
+
+.PHONY: help quickstart check test test-slow test-oldest configs benchmarks clean
+
+help:
+	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
+	@echo "make test         the tests (about ten minutes on two cores)"
+	@echo "make check        ruff (lint and format) and mypy"
+	@echo "make test-slow    the longer checks"
+	@echo "make test-oldest  the attachment contract on the oldest supported Lightning and torch"
+	@echo "make configs      write lit_opt/configs anew from the recipes"
+	@echo "make benchmarks   the figures in benchmarks/results"
+
+$(VENV)/.workloads: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[workloads]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.workloads
+	$(PY) -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+	@touch $@
+
+quickstart: $(VENV)/.workloads
+	$(VENV)/bin/lit-opt fit --config llm
+
+check: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy lit_opt tests
+
+test: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"
+
+test-slow: $(VENV)/.dev
+	OMP_NUM_THREADS=2 $(PY) -m pytest -m slow
+
+$(OLDEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet "torch==2.9.*" "torchvision==0.24.*" "lightning==2.4.*" "pytest>=8" --editable .
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
+
+configs: $(VENV)/.workloads
+	$(PY) -m lit_opt.generate_configs
+
+benchmarks: $(VENV)/.workloads
+	$(PY) -m benchmarks.recipe_vs_default
+
+clean:
+	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

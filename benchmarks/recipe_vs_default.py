@@ -1,0 +1,144 @@
+"""Each workload with its recipe, beside the same budget with torch's plain defaults.
+
+Same initial weights and same data order per seed; the plain arm is AdamW(lr=1e-3) without schedule, groups or
+clipping. Each finished run is one line of a JSONL file, so a stopped benchmark goes on where it was.
+
+    python -m benchmarks.recipe_vs_default                          # all that is missing, about 40 minutes
+    python -m benchmarks.recipe_vs_default --workloads cnn --seeds 0
+    python -m benchmarks.recipe_vs_default --report                 # only write the table anew
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import MethodType
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule, Trainer, seed_everything
+
+from lit_opt import Recipe
+
+RESULTS = Path(__file__).parent / "results" / "recipe_vs_default.jsonl"
+Make = Callable[[int], tuple[LightningModule, LightningDataModule]]
+
+
+def language_model(seed: int) -> tuple[LightningModule, LightningDataModule]:
+    from lit_opt.workloads import ByteText, LanguageModel
+
+    return LanguageModel(), ByteText(seed=seed)
+
+
+def image_classifier(seed: int) -> tuple[LightningModule, LightningDataModule]:
+    from lit_opt.workloads import Digits, ImageClassifier
+
+    return ImageClassifier(), Digits(seed=seed)
+
+
+# workload -> (make, metric, lower is better, Trainer arguments, recipe arms: label -> keywords of Recipe)
+WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]] = {
+    "llm": (
+        language_model,
+        "val_bpb",
+        {"max_steps": 450},
+        {"llm": {"name": "llm"}, "llm, lr 2e-3": {"name": "llm", "lr": 2e-3}},
+    ),
+    "cnn": (
+        image_classifier,
+        "val_acc",
+        {"max_epochs": 15},
+        {"cnn": {"name": "cnn"}, "cnn, lr 0.05": {"name": "cnn", "lr": 0.05}},
+    ),
+}
+PLAIN = "plain AdamW(lr=1e-3)"
+
+
+def run(workload: str, arm: str, seed: int) -> dict[str, Any]:
+    """One training run; returns its line of the ledger."""
+    make, metric, budget, arms = WORKLOADS[workload]
+    seed_everything(seed, verbose=False)
+    module, data = make(seed)
+    callbacks: list[Any] = []
+    if arm == PLAIN:
+        module.configure_optimizers = MethodType(  # type: ignore[method-assign]
+            lambda self: torch.optim.AdamW(self.parameters(), lr=1e-3), module
+        )
+    else:
+        callbacks = [Recipe(**arms[arm])]
+    trainer = Trainer(
+        accelerator="cpu", devices=1, callbacks=callbacks, logger=False, enable_checkpointing=False,
+        enable_progress_bar=False, enable_model_summary=False, num_sanity_val_steps=0, **budget,
+    )  # fmt: skip
+    start = time.perf_counter()
+    cpu = time.process_time()
+    trainer.fit(module, datamodule=data)
+    seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+    value = trainer.validate(module, datamodule=data, verbose=False)[0][metric]
+    return {
+        "workload": workload, "arm": arm, "seed": seed, "metric": metric, "value": value,
+        "steps": trainer.global_step, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
+        "parameters": sum(p.numel() for p in module.parameters()), "torch": torch.__version__,
+    }  # fmt: skip
+
+
+def report(rows: list[dict[str, Any]]) -> str:
+    """The figures as a Markdown table: mean and each seed."""
+    lines = [
+        "# Recipes beside torch's plain defaults",
+        "",
+        f"Device: {platform.machine()} CPU, 2 threads. Not run on a GPU. Script: `python -m benchmarks.recipe_vs_default`.",
+        "Same initial weights and data order per seed. Plain is AdamW(lr=1e-3), no schedule, groups or clipping.",
+        "The machine ran other work at the same time: CPU seconds are the honest cost, and they are not compared.",
+        "",
+        "| workload | arm | metric | mean | each seed | steps | CPU s a run |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for workload, (_, metric, _, arms) in WORKLOADS.items():
+        for arm in [*arms, PLAIN]:
+            mine = sorted((r for r in rows if (r["workload"], r["arm"]) == (workload, arm)), key=lambda r: r["seed"])
+            if mine:
+                values = [r["value"] for r in mine]
+                each = ", ".join(f"{v:.4f}" for v in values)
+                cost = sum(r["cpu_seconds"] for r in mine) / len(mine)
+                mean = sum(values) / len(values)
+                lines.append(
+                    f"| {workload} | {arm} | {metric} | {mean:.4f} | {each} | {mine[0]['steps']} | {cost:.0f} |"
+                )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--workloads", nargs="+", default=list(WORKLOADS), choices=list(WORKLOADS))
+    parser.add_argument("--arms", nargs="+", help="only these arms")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--report", action="store_true", help="write the table from what is there")
+    args = parser.parse_args()
+    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore")
+    torch.set_num_threads(2)
+
+    rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
+    done = {(r["workload"], r["arm"], r["seed"]) for r in rows}
+    for seed in args.seeds:
+        for workload in args.workloads:
+            for arm in [*WORKLOADS[workload][3], PLAIN]:
+                if args.report or (workload, arm, seed) in done or (args.arms and arm not in args.arms):
+                    continue
+                row = run(workload, arm, seed)
+                print(row, flush=True)
+                rows.append(row)
+                with RESULTS.open("a") as ledger:
+                    ledger.write(json.dumps(row) + "\n")
+    RESULTS.with_suffix(".md").write_text(report(rows))
+
+
+if __name__ == "__main__":
+    main()
