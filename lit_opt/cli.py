@@ -125,9 +125,9 @@ def list_(args: list[str]) -> int:
     if given.format == "json":
         print(to_json(listing()))
         return 0
-    tty = sys.stdout.isatty()
-    first, second = listing_tables(folded=tty)
-    _show(first, "", second, "", "`lit-opt explain NAME` explains one of them.", width=None if tty else 1000)
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    first, second = listing_tables(folded=terminal)
+    _show(first, "", second, "", "`lit-opt explain NAME` explains one of them.", width=None if terminal else 1000)
     return 0
 
 
@@ -185,6 +185,7 @@ def _parser(verb: str, description: str, examples: str) -> _Parser:
 def _parse(parser: _Parser, args: list[str]) -> argparse.Namespace:
     given, unknown = parser.parse_known_args(args)
     options = [option for action in parser._actions for option in action.option_strings]
+    unknown = [arg for arg in unknown if arg.startswith("-")] or unknown
     if unknown:
         raise RecipeError(
             [f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`." for arg in unknown]
@@ -217,7 +218,7 @@ def _value(text: str) -> Any:
 def _show(*renderables: Any, width: int | None) -> None:
     from rich.console import Console
 
-    if width is not None and "COLUMNS" in os.environ:
+    if "COLUMNS" in os.environ:
         width = None  # rich reads COLUMNS itself
     console = Console(width=width, highlight=False, markup=False, emoji=False)
     with console.capture() as captured:

@@ -98,7 +98,9 @@ def _learning_rate(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, A
     section, p = "Learning rate", resolved.provenance["lr"]
     own = spec.lr.base if p.origin == "yours" else p.value
     same = resolved.optimizer == spec.optimizer.number
-    yield _entry(section, "lr", p, own if same or p.origin != "yours" else None)
+    unknown_size = same and p.origin == "recipe" and spec.lr.by_parameters and resolved.facts.parameter_count is None
+    size = ("the model's size decides, see the rows below",) if unknown_size else ()
+    yield _entry(section, "lr", p, own if same or p.origin != "yours" else None, notes=size)
     if not same or "lr" in o:
         return
     s = spec.lr.scaling

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -29,7 +29,7 @@ def recipe_text(spec: RecipeSpec, entries: Sequence[Entry]) -> RenderableType:
         parts.append(Text(f"This version cannot run it yet: it needs {NOT_BUILT[spec.name]}.", style="yellow"))
     parts.append(Text())
     for section, group in groupby(entries, key=lambda e: e.section):
-        parts += [Text(section, style="bold underline"), Padding(_entries_table(group), (0, 0, 1, 0))]
+        parts += [Text(section, style="bold underline"), *_entries(group), Text()]
     parts += [
         Text("Try it", style="bold underline"),
         Text(f"  lit-opt explain {spec.name} --lr 1e-3      your value beside the recipe's"),
@@ -39,27 +39,20 @@ def recipe_text(spec: RecipeSpec, entries: Sequence[Entry]) -> RenderableType:
     return Group(*parts)
 
 
-def _entries_table(entries: Iterable[Entry]) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("name", min_width=14, max_width=24, overflow="fold", style="cyan")
-    table.add_column("what", overflow="fold", ratio=1)
+def _entries(entries: Iterable[Entry]) -> Iterator[RenderableType]:
+    """The name and the number in a line, the reasons below it over nearly the whole width: a path stays in one piece."""
     for e in entries:
-        table.add_row(e.name, _details(e))
-    return table
-
-
-def _details(e: Entry) -> Text:
-    text = Text(headline(e), style="yellow" if e.judgement == "outside" else "")
-    text.stylize("bold", 0, len(_numbers(e)))
-    for label, line in (
-        ("", "\n".join(e.notes)),
-        ("practice: ", e.practice),
-        (f"source of {short(e.default)}: " if e.default is not None else "source: ", e.source),
-    ):
-        if line:
-            text.append("\n")
-            text.append(label + line, style="dim" if label else "")
-    return text
+        first = Text(headline(e), style="yellow" if e.judgement == "outside" else "")
+        first.stylize("bold", 0, len(_numbers(e)))
+        line = Table.grid(padding=(0, 2, 0, 0))
+        line.add_column(min_width=16, no_wrap=True, style="cyan")
+        line.add_column(overflow="fold")
+        line.add_row(e.name, first)
+        yield line
+        source = f"source of {short(e.default)}" if e.default is not None else "source"
+        for label, text in (*(("", note) for note in e.notes), ("practice: ", e.practice), (f"{source}: ", e.source)):
+            if text:
+                yield Padding(Text(label + text, style="dim" if label else ""), (0, 0, 0, 4))
 
 
 def headline(e: Entry) -> str:
@@ -148,7 +141,7 @@ def _cell(text: str) -> str:
 def optimizer_text(row: OptimizerRow) -> RenderableType:
     """One registry row for a terminal."""
     table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    table.add_column("name", min_width=14, overflow="fold", style="cyan")
+    table.add_column("name", width=16, overflow="fold", style="cyan")
     table.add_column("what", overflow="fold", ratio=1)
     for name, text in _row_facts(row):
         table.add_row(name, text)
@@ -165,7 +158,7 @@ def optimizer_text(row: OptimizerRow) -> RenderableType:
         ]  # fmt: skip
         reference = f"{published.reference_batch:,} {published.batch_unit}" if published.reference_batch else "none"
         heading = f"Published for {setting}  (reference batch {reference}, scaling {published.rule})"
-        parts += [Text(heading, style="bold underline"), Padding(_entries_table(entries), (0, 0, 1, 0))]
+        parts += [Text(heading, style="bold underline"), *_entries(entries), Text()]
     if not row.settings:
         parts.append(Text("No starting values are published in any setting: a recipe asks for lr= and weight_decay=."))
     return Group(*parts)

@@ -45,6 +45,7 @@ class RecipeCLI(LightningCLI):
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
             raise RecipeError(parse_problems(error.message, verb, known)) from None
+        Recipe(**self.config[verb]["recipe"].as_dict())  # its own checks, before anything else is built
         check_checkpoint(self.config[verb].get("ckpt_path"))
 
     def _parse_ckpt_path(self) -> None:
@@ -103,7 +104,10 @@ def run(args: Sequence[str]) -> int:
             parser_kwargs={"prog": "lit-opt", **quiet, **described},
         )
     except MisconfigurationException as error:
-        raise RecipeError([str(error)]) from error
+        raise RecipeError([f"Lightning: {error}"]) from error
+    except ValueError as error:
+        # The parser wraps what a class refuses in its __init__.
+        raise _recipe_error_in(error) or error from None
     except RuntimeError as error:
         if str(error).startswith("Error(s) in loading state_dict"):
             raise RecipeError([f"ckpt_path: the checkpoint is of another model. {error}"]) from error
@@ -114,3 +118,9 @@ def run(args: Sequence[str]) -> int:
             raise KeyboardInterrupt from None
         raise
     return 0
+
+
+def _recipe_error_in(error: BaseException | None) -> RecipeError | None:
+    while error is not None and not isinstance(error, RecipeError):
+        error = error.__cause__ or error.__context__
+    return error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -52,7 +54,7 @@ def expand_configs(args: Sequence[str]) -> list[str]:
 def _config_problems(value: str, path: Path) -> list[str]:
     if not path.is_file():
         shipped = list(shipped_configs())
-        near = nearest(path.name, _files(path, "*.y*ml")) or nearest(path.stem, shipped)
+        near = nearest(path.name, [*shipped, *_files(path, "*.y*ml")])
         what = "is a folder" if path.is_dir() else "no such file"
         return [f"config: {value}: {what}.{near} Shipped: {', '.join(shipped)}; else give the path of a YAML file."]
     try:
@@ -92,9 +94,9 @@ def check_checkpoint(path: Any) -> None:
     try:
         content = torch.load(file, weights_only=True, map_location="meta")
     except Exception as error:  # a damaged file can make the reader fail in any way
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
         raise RecipeError(
-            [f"ckpt_path: {path}: cannot be read as a checkpoint ({first[:200]}). Give one that `fit` has written."]
+            [f"ckpt_path: {path}: is damaged or no checkpoint ({reason}). Give one that `fit` has written."]
         ) from error
     missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in _keys(content)]
     if missing:
@@ -137,23 +139,25 @@ def parse_problems(message: str, verb: str, known: Sequence[str]) -> list[str]:
         return [_required(name) for name in names]
     if found := re.match(r'Parser key "([^"]+)":', message):
         key = found[1].removeprefix(f"{verb}.")
-        given = re.search(r"(?:Given|Got) value: (.*)", message)
-        value = yaml.safe_load(given[1]) if given and _is_yaml(given[1]) else given[1] if given else None
+        given, value = _given_value(message)
         if key.startswith("recipe."):
             name = key.removeprefix("recipe.")
             problems = [] if name in ("name", "existing", "on_resume") else find_problems(get_recipe("llm"), {name: value})
             if problems:
                 return [f"recipe.{problem}" for problem in problems]
-        return [_wrong_value(key, value, message, given is not None)]
+        return [_wrong_value(key, value, message, given)]
     return [f"{message.strip()} {see}"]
 
 
-def _is_yaml(text: str) -> bool:
+def _given_value(message: str) -> tuple[bool, Any]:
+    """Whether the parser names the value it was given, and the value."""
+    found = re.search(r"(?:Given|Got) value: (.*)", message)
+    if found is None:
+        return False, None
     try:
-        yaml.safe_load(text)
+        return True, yaml.safe_load(found[1])
     except yaml.YAMLError:
-        return False
-    return True
+        return True, found[1]
 
 
 def _required(name: str) -> str:
@@ -173,10 +177,38 @@ def _wrong_value(key: str, value: object, message: str, has_value: bool) -> str:
             f"{key}: {value!r} is no class that can be imported. Give its dotted path, such as "
             "lit_opt.workloads.LanguageModel, in a module that Python finds from here."
         )
+    if found := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\s+(.*)", message, re.DOTALL | re.MULTILINE):
+        inner = found[3].split(f"\n{found[1]}- ")[0].strip()
+        return _class_problem(key, found[2], inner)
+    words = re.findall(r"Literal\[(.*?)\]", message)
+    if has_value and words:
+        allowed = list(dict.fromkeys(word.strip("'") for group in words for word in group.split(", ")))
+        return f"{key}: {value!r} is not allowed.{nearest(value, allowed)} Known: {', '.join(allowed)}."
     subtypes = re.search(r"Subtypes: \[(.*)\]", message) or re.search(r"Expected an? (.*?)(?:\.|$)", message)
-    if has_value and subtypes:
+    if has_value and subtypes and "class_path" not in message:
         types = re.sub(r"<class '([^']+)'>", lambda m: m[1].rpartition(".")[2], subtypes[1])
         types = types.replace("NoneType", "null").replace("typing.", "")
         return f"{key}: {value!r} is not allowed; give {' or '.join(types.split(', '))}."
     details = " ".join(line.strip(" -") for line in message.splitlines()[1:]) or message
     return f"{key}: {details}"
+
+
+def _class_problem(key: str, class_path: str, message: str) -> str:
+    """A wrong argument of a class that the config names."""
+    if found := re.match(r"Option '([^']+)' is not accepted", message):
+        arguments = _arguments(class_path)
+        known = f" Known: {', '.join(arguments)}." if arguments else ""
+        return f"{key}: {class_path} has no argument {found[1]!r}.{nearest(found[1], arguments)}{known}"
+    if found := re.match(r'Parser key "([^"]+)":', message):
+        given, value = _given_value(message)
+        return _wrong_value(f"{key}.{found[1]}", value, message, given)
+    return f"{key}: {class_path}: {' '.join(message.split())}"
+
+
+def _arguments(class_path: str) -> list[str]:
+    module, _, name = class_path.rpartition(".")
+    try:
+        parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters.values()
+    except (ImportError, AttributeError, ValueError, TypeError):
+        return []
+    return [p.name for p in parameters if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

@@ -106,16 +106,24 @@ def _about(field: str, entries: list[Entry]) -> list[str]:
         found += [e for e in entries if field == "warmup" and e.name.startswith("warmup,")]
     lines = []
     for e in found:
+        table_row = e.name.startswith("lr, up to") or e.name == "lr, above"
         label = f"{e.name} = {short(e.number)}: " if e.name != field or len(found) > 1 else ""
         scope = f"range {short(e.range[0])} .. {short(e.range[1])}" if e.range else ""
-        practice = f"practice {e.practice}" if e.practice else ""
-        source = f"source {e.source}" if e.source else ""
-        lines.append(label + "; ".join(part for part in (e.unit, scope, *e.notes, practice, source) if part))
+        facts = [] if table_row else [part for part in (e.unit, scope, *e.notes) if part]
+        lines.append(label + "; ".join(facts or [e.source]))
+        lines += [f"  practice: {e.practice}"] if e.practice and not table_row else []
+        lines += [f"  source: {e.source}"] if e.source and facts else []
     return lines or [_UNSET[field]]
 
 
 def _comment(texts: list[str]) -> list[str]:
-    return [line for text in texts for line in textwrap.wrap(text, WIDTH, initial_indent="  ## ", subsequent_indent="  ##   ", break_on_hyphens=False)]  # fmt: skip
+    lines = []
+    for text in texts:
+        indent = "  ## " + " " * (len(text) - len(text.lstrip()))
+        lines += textwrap.wrap(
+            text.lstrip(), WIDTH, initial_indent=indent, subsequent_indent=indent + "  ", break_on_hyphens=False
+        )
+    return lines
 
 
 def _setting(field: str, value: Any, *, active: bool) -> str:
