@@ -13,7 +13,7 @@ from lit_opt.recipes.schema import RecipeSpec
 ALIASES = {"large_batch": "large_batch/lars"}
 
 # Settings that are complete as data while a part of the package that they need is still missing.
-NOT_BUILT = {"diffusion": "EMA", "diffusion/finetune": "EMA"}
+NOT_BUILT: dict[str, str] = {}
 
 _NOT_SETTINGS = {"schema", "common"}
 
@@ -38,6 +38,16 @@ def list_recipes() -> list[str]:
         True
     """
     return sorted(name for name in _all_recipes() if name not in NOT_BUILT)
+
+
+def all_names() -> list[str]:
+    """All names that `get_recipe` takes: also settings alone, and recipes that this version cannot run yet.
+
+    Example:
+        >>> "large_batch" in all_names()
+        True
+    """
+    return sorted({*_all_recipes(), *ALIASES})
 
 
 def get_recipe(name: str) -> RecipeSpec:
