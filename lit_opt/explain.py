@@ -159,7 +159,7 @@ def _rest(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     if "layer_decay" in p:
         yield _entry(section, "layer_decay", p["layer_decay"], spec.layer_decay)
     for name, value in spec.parts.items():
-        yield _from_value(section, f"lr of {name}", value)
+        yield _entry(section, f"parts.{name}", p[f"parts.{name}"], value)
 
 
 def shrink_note(resolved: ResolvedRecipe) -> str:

@@ -114,9 +114,9 @@ def place(
     parts = []
     notes = []
     if part is not None:
-        lr *= resolved.parts[part].lr_scale
+        lr *= resolved.parts[part]
         parts.append(part)
-        notes.append(f"part {part}: lr x {resolved.parts[part].lr_scale:g}")
+        notes.append(f"part {part}: lr x {resolved.parts[part]:g}")
     elif resolved.parts:
         notes.append("in no part: lr x 1")
     if layer_decay != 1.0:

@@ -9,12 +9,11 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_opt.errors import nearest
 from lit_opt.parameter_snapshot import ParamInfo, ParamSnapshot
-from lit_opt.resolved import Part
 
 # Part -> where it lies, as whole components of a dotted name. A parameter belongs to the first part in this order
 # that has it: Qwen-VL's merger lies inside its vision tower, LLaVA's tower may hold a CLIP "vision_model".
@@ -76,30 +75,34 @@ def known_part(name: str) -> str | None:
     return next((part for part, places in KNOWN.items() if any(f".{place}." in dotted for place in places)), None)
 
 
-def match_parts(snapshot: ParamSnapshot, parts: Mapping[str, Part]) -> PartMatch:
+def match_parts(
+    snapshot: ParamSnapshot, parts: Iterable[str], part_globs: Mapping[str, Sequence[str]] | None = None
+) -> PartMatch:
     """Put each parameter into a part.
 
     A user's glob wins over what is known. Frozen parameters count as found: a stage may train the projector alone.
 
     Args:
         snapshot: The module's parameters.
-        parts: The recipe's parts; none gives an empty result.
+        parts: Names of the recipe's parts; none gives an empty result.
+        part_globs: Where the user says that some of them lie.
 
     Example:
         >>> from torch import nn
         >>> from lit_opt.parameter_snapshot import snapshot_parameters
         >>> module = nn.ModuleDict({"vision_tower": nn.Linear(2, 2), "bridge": nn.Linear(2, 2)})
-        >>> parts = {"projector": Part(lr_scale=10.0, match=("bridge.*",)), "vision_tower": Part(lr_scale=0.5)}
-        >>> match_parts(snapshot_parameters(module), parts).of["bridge.weight"]
-        'projector'
+        >>> parts = match_parts(snapshot_parameters(module), ["projector", "vision_tower"], {"projector": ["bridge.*"]})
+        >>> parts.of["bridge.weight"], parts.of["vision_tower.bias"]
+        ('projector', 'vision_tower')
     """
+    parts, part_globs = list(parts), part_globs or {}
     if not parts:
         return PartMatch(of={}, notes=(), problems=())
     infos = snapshot.parameters
     problems: list[str] = []
     of: dict[str, str] = {}
-    for name, part in parts.items():
-        for glob in part.match:
+    for name, globs in part_globs.items():
+        for glob in globs:
             found = _matching(glob, infos)
             if not found:
                 names = [n for info in infos for n in (info.name, *info.aliases)]
@@ -116,7 +119,7 @@ def match_parts(snapshot: ParamSnapshot, parts: Mapping[str, Part]) -> PartMatch
     for info in infos:
         for name in (info.name, *info.aliases):
             known = known_part(name)
-            if known is not None and known in parts and not parts[known].match:
+            if known in parts and known not in part_globs:
                 of.setdefault(info.name, known)
     if not of and not problems:
         problems.append(
@@ -135,7 +138,7 @@ def _such_as(names: list[str]) -> str:
     return f" Names are such as {', '.join(map(repr, names[:3]))}."
 
 
-def _notes(infos: tuple[ParamInfo, ...], parts: Mapping[str, Part], of: Mapping[str, str]) -> list[str]:
+def _notes(infos: tuple[ParamInfo, ...], parts: list[str], of: Mapping[str, str]) -> list[str]:
     notes = []
     for name in parts:
         members = [info for info in infos if of.get(info.name) == name]

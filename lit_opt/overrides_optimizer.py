@@ -51,6 +51,7 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             f"optimizer: {name!r} is not for adapters: low-rank matrices always go to AdamW. Leave optimizer= out, "
             "or use Recipe('llm/finetune') for all weights."
         )
+        return
     yield from _unpublished(spec, name, row, accepted, o)
     for key in ("betas", "momentum", "weight_decay"):
         if key in o and key not in accepted:

@@ -96,7 +96,7 @@ def group_parameters(
             f"layer_decay: {layer_decay:g} needs layers, and no ModuleList or Sequential of repeated blocks was found. "
             "Leave layer_decay out, or give groups=[GroupRule(match=..., lr_scale=...)]."
         )
-    parts = match_parts(snapshot, resolved.parts)
+    parts = match_parts(snapshot, resolved.parts, resolved.part_globs)
     problems += parts.problems
     notes = list(parts.notes)
     if resolved.trains == "adapters":

@@ -17,7 +17,7 @@ from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Val
 from lit_opt.resolve_lr import resolve_lr
 from lit_opt.resolve_notes import batch_notes
 from lit_opt.resolve_schedule import resolve_schedule
-from lit_opt.resolved import Part, Provenance, ResolvedRecipe, RunFacts
+from lit_opt.resolved import Provenance, ResolvedRecipe, RunFacts
 
 __all__ = ["Provenance", "ResolvedRecipe", "RunFacts", "preview", "resolve"]
 
@@ -82,7 +82,7 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         origins["layer_decay"] = _origin(o, "layer_decay", layer_decay, spec.layer_decay)
     origins["no_decay"] = Provenance(number=spec.no_decay.number, origin="recipe", value=spec.no_decay)
     origins |= {f"fallback.{k}": Provenance(number=x, origin="yours") for k, x in o.get("fallback", {}).items()}
-    parts, origin = _parts(spec, o)
+    parts, part_globs, origin = _parts(spec, o)
     origins |= origin
     hint = "a hint, no callback can set it"
     origins |= {
@@ -103,6 +103,7 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         layer_decay=layer_decay,
         fallback=dict(o.get("fallback", {})),
         parts=parts,
+        part_globs=part_globs,
         trains=spec.trains,
         hints={name: value.number for name, value in spec.hints.items()},
         notes=batch_notes(spec, facts, origins["lr"].note, own_optimizer=optimizer == spec.optimizer.number),
@@ -174,20 +175,23 @@ def _clip(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[ClipSpec | None, Prov
     return (clip if clip.limit > 0 else None), _origin(o, "clip", clip.limit, spec.clip)
 
 
-def _parts(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[dict[str, Part], dict[str, Provenance]]:
-    parts, origins = {}, {}
+def _parts(
+    spec: RecipeSpec, o: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, tuple[str, ...]], dict[str, Provenance]]:
+    """Multiplier of each part, the user's globs, and provenance."""
+    scales, globs, origins = {}, {}, {}
     for name, value in spec.parts.items():
         yours = part_spec(o.get("parts", {}).get(name, {}))
-        scale = float(value.number) if yours.lr_scale is None else float(yours.lr_scale)  # type: ignore[arg-type]
-        globs = (yours.match,) if isinstance(yours.match, str) else yours.match or ()
-        parts[name] = Part(lr_scale=scale, match=globs)
+        scales[name] = float(value.number) if yours.lr_scale is None else float(yours.lr_scale)  # type: ignore[arg-type]
+        if yours.match:
+            globs[name] = (yours.match,) if isinstance(yours.match, str) else yours.match
         origins[f"parts.{name}"] = Provenance(
-            number=scale,
+            number=scales[name],
             origin="recipe" if yours.lr_scale is None else "yours",
-            note=f"matches {', '.join(globs)}" if globs else "",
+            note=f"matches {', '.join(globs[name])}" if name in globs else "",
             value=value,
         )
-    return parts, origins
+    return scales, globs, origins
 
 
 def _ema(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[EMASpec | None, Provenance]:

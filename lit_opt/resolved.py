@@ -61,14 +61,6 @@ class Provenance:
     value: Value | None = None
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Part:
-    """A part of a model: what multiplies its learning rate, and the user's globs (none: by known names)."""
-
-    lr_scale: float
-    match: tuple[str, ...] = ()
-
-
 @dataclass(frozen=True, kw_only=True)
 class ResolvedRecipe:
     """A recipe for one run: floats, and for each of them where it comes from.
@@ -87,7 +79,8 @@ class ResolvedRecipe:
         groups: The user's rules.
         layer_decay: Factor per layer below the head, or None.
         fallback: Keywords of AdamW for what a matrix optimizer leaves.
-        parts: Learning-rate multipliers of a model's parts, and where they lie.
+        parts: Learning-rate multipliers of a model's parts.
+        part_globs: Where the user says that parts lie; the others are found by known names.
         trains: "all" or "adapters".
         hints: What a callback cannot set.
         notes: Sentences for the log, such as how the global batch comes about.
@@ -115,7 +108,8 @@ class ResolvedRecipe:
     groups: tuple[GroupRule, ...] = ()
     layer_decay: float | None = None
     fallback: dict[str, Any] = field(default_factory=dict)
-    parts: dict[str, Part] = field(default_factory=dict)
+    parts: dict[str, float] = field(default_factory=dict)
+    part_globs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trains: str = "all"
     hints: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
@@ -145,7 +139,8 @@ class ResolvedRecipe:
             "groups": [asdict(rule) for rule in self.groups],
             "layer_decay": self.layer_decay,
             "fallback": self.fallback,
-            "parts": {name: asdict(part) for name, part in self.parts.items()},
+            "parts": self.parts,
+            "part_globs": self.part_globs,
             "facts": asdict(self.facts),
             "origins": {key: p.origin for key, p in self.provenance.items()},
         }

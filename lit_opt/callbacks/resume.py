@@ -21,7 +21,7 @@ FORMAT = 1
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
 _COMPARED = (
     "name", "optimizer", "lr", "weight_decay", "hyperparameters", "schedule", "clip", "ema", "layer_decay",
-    "fallback", "groups", "parts",
+    "fallback", "groups", "parts", "part_globs",
 )  # fmt: skip
 
 
@@ -96,7 +96,9 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     hyperparameters = dict(saved["hyperparameters"])
     total = schedule["total_steps"]
     used = FIELDS_OF_KIND[schedule["kind"]]
-    decay: dict[str, Any] = {key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used}
+    decay: dict[str, Any] = {
+        key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used
+    }
     if "milestones" in used and total:
         decay["milestones"] = tuple(m / total for m in schedule["milestones"])
     if "cooldown" in used and schedule["cooldown_steps"]:
@@ -117,9 +119,11 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
         if key in hyperparameters:
             overrides[key] = hyperparameters.pop(key)
     overrides["optimizer_kwargs"] = hyperparameters
-    for key in ("fallback", "parts"):
-        if saved[key]:
-            overrides[key] = saved[key]
+    if saved["fallback"]:
+        overrides["fallback"] = saved["fallback"]
+    if saved["parts"]:
+        globs = saved["part_globs"]
+        overrides["parts"] = {k: {"lr_scale": x, "match": globs.get(k)} for k, x in saved["parts"].items()}
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
 
 
