@@ -1,8 +1,8 @@
 """What a run of one of the package's workloads has learned, in a few closing lines.
 
 For a model out of `lit_opt.workloads` (or a subclass) `lit-opt fit` validates before and after training and shows
-both figures; where the model has `sample(prompt)`, a text it writes; a picture of the loss and the learning rate;
-where the checkpoint is. Any other model is trained as it is, and only the checkpoint is named.
+both figures; where the model has `sample(prompt)`, a text it writes; its `closing_lines()`, where it has them; a
+picture of the loss and the learning rate; where the checkpoint is. Any other model is trained as it is, and only the checkpoint is named.
 """
 
 from __future__ import annotations
@@ -75,6 +75,8 @@ class ClosingReport:
         sample = getattr(self.model, "sample", None)
         if self.active and callable(sample):
             lines += ["", f"a sample that begins with {PROMPT!r}:", *(f"  {line}" for line in sample(PROMPT, 120).splitlines()), ""]
+        if self.active and hasattr(self.model, "closing_lines"):
+            lines += ["", *self.model.closing_lines(), ""]
         if self.active and self.history.steps:
             lines += _picture(self.history, Path(self.trainer.log_dir or self.trainer.default_root_dir))
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")

@@ -21,7 +21,7 @@ from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.overrides import find_problems
 from lit_opt.param_groups import snapshot_parameters
-from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec
+from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import preview
 from lit_opt.resolved import ResolvedRecipe, RunFacts
 
@@ -94,7 +94,7 @@ class Recipe(OwnsEMA):
         fallback: dict[str, Any] | None = None,
         groups: list[GroupRule] | None = None,
         layer_decay: float | None = None,
-        parts: dict[str, str | list[str] | PartSpec] | None = None,
+        parts: dict[str, Any] | None = None,
         existing: Literal["replace", "keep", "error"] | None = None,
         on_resume: Literal["error", "checkpoint", "config"] = "error",
     ) -> None:
