@@ -56,7 +56,7 @@ def vision_transformer(seed: int) -> tuple[LightningModule, LightningDataModule]
 def vision_language_model(seed: int) -> tuple[LightningModule, LightningDataModule]:
     from lit_opt.workloads import Glyphs, VisionLanguageModel
 
-    return VisionLanguageModel(), Glyphs(captions=True, batch_size=64, val_samples=512, seed=seed)
+    return VisionLanguageModel(), Glyphs(captions=True, batch_size=128, val_samples=512, seed=seed)
 
 
 def large_batch(seed: int) -> tuple[LightningModule, LightningDataModule]:

@@ -75,8 +75,9 @@ class ClosingReport:
         sample = getattr(self.model, "sample", None)
         if self.active and callable(sample):
             lines += ["", f"a sample that begins with {PROMPT!r}:", *(f"  {line}" for line in sample(PROMPT, 120).splitlines()), ""]
-        if self.active and hasattr(self.model, "closing_lines"):
-            lines += ["", *self.model.closing_lines(), ""]
+        own = getattr(self.model, "closing_lines", None)
+        if self.active and callable(own):
+            lines += ["", *own(), ""]
         if self.active and self.history.steps:
             lines += _picture(self.history, Path(self.trainer.log_dir or self.trainer.default_root_dir))
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
-import pytest
+import logging
 
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.demos.boring_classes import BoringModel, RandomDataset
+from torch.utils.data import DataLoader
+
+from lit_opt import Recipe
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import RunFacts, preview, resolve
 
@@ -69,3 +75,18 @@ def test_other_recipes_say_nothing():
     for name in list_recipes():
         if not name.startswith("large_batch"):
             assert preview(get_recipe(name), facts=RunFacts(global_batch=64)).notes == ()
+
+
+def test_the_log_of_a_run_says_it(caplog):
+    module = BoringModel()
+    module.train_dataloader = lambda: DataLoader(RandomDataset(32, 64), batch_size=4)  # type: ignore[method-assign]
+    trainer = Trainer(
+        accelerator="cpu", max_steps=4, accumulate_grad_batches=2, limit_val_batches=0, logger=False,
+        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
+        callbacks=[Recipe("large_batch/control")],
+    )  # fmt: skip
+    with caplog.at_level(logging.INFO):
+        trainer.fit(module)
+    text = " ".join(caplog.text.split())
+    assert "global batch 8 = loader 4 x accumulation 2 x data-parallel 1; lr: 0.1 at 256 samples x 0.03125" in text
+    assert "8 is a moderate batch (up to 8,192 images)" in text

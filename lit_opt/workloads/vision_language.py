@@ -58,8 +58,8 @@ class VisionLanguageModel(LightningModule):
         patch_size: int = 7,
         vision_width: int = 96,
         vision_layers: int = 3,
-        width: int = 96,
-        layers: int = 3,
+        width: int = 64,
+        layers: int = 2,
         heads: int = 4,
         decoded: int = 128,
     ) -> None:
