@@ -120,7 +120,9 @@ class ManualOwn(Manual):
         return torch.optim.SGD(self.parameters(), lr=0.5)
 
 
-def fit(module: LightningModule, recipe: Recipe | None, *callbacks: Any, data: Any = None, **kwargs: Any) -> Trainer:
+def fit(
+    module: LightningModule, recipe: Recipe | None, *callbacks: Any, data: Any = None, **kwargs: Any
+) -> Trainer:
     """Fit `module` with `recipe` for max_steps=4 unless told otherwise."""
     if not {"max_steps", "max_epochs", "max_time", "fast_dev_run"} & set(kwargs):
         kwargs["max_steps"] = 4
