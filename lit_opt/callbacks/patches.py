@@ -65,9 +65,11 @@ class Attached:
     def __call__(self) -> list[Any]:
         own = self.before() if self.before is not None else type(self.module).configure_callbacks(self.module)
         callbacks = [*(own if isinstance(own, list | tuple) else [own]), self.recipe]
-        if self.module._trainer is not None:
+        trainer = self.module._trainer
+        if trainer is not None:
             # Lightning lets a module's callback replace a Trainer's of the same type, without a word.
-            refuse_other_owners(self.module, self.recipe, [*self.module._trainer.callbacks, *callbacks])
+            refuse_other_owners(self.module, self.recipe, [*trainer.callbacks, *callbacks])
+            self.recipe.open(trainer, self.module)
         return callbacks
 
 

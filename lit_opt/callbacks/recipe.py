@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt import recipes
+from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.ema import EMA
@@ -257,14 +258,15 @@ class Recipe(OwnsEMA):
         self.__dict__["_log"] = function
         module = getattr(function, "__self__", None)
         if module is not None:
-            self._open(module.trainer, module)
+            self.open(module.trainer, module)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Install the recipe, should a future Lightning not assign `log` any more."""
-        self._open(trainer, pl_module)
+        self.open(trainer, pl_module)
         super().setup(trainer, pl_module, stage)
 
-    def _open(self, trainer: Any, module: Any) -> None:
+    def open(self, trainer: Any, module: Any) -> None:
+        """Put the recipe on the module, once for each `fit`; Lightning's hooks call it."""
         if trainer.state.fn != "fit" or self._session is not None:
             return
         self.run = None
@@ -299,6 +301,12 @@ class Recipe(OwnsEMA):
         """Compare the checkpoint's recipe with this one."""
         if self._session is not None:
             self._session.load(checkpoint)
+
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe into a checkpoint that is saved after `fit`, when it is off the module again."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._session is None and self.run is not None and self.run.optimizer in trainer.optimizers:
+            checkpoint[resume.KEY] = resume.pack(self.run.resolved, self.run.group_names, full=True)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""

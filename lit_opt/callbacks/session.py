@@ -47,6 +47,8 @@ class Session:
         self._loaded: dict[str, Any] | None = None
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
+        self._unscaling: list[Any] = []
+        self._clips = self._clips_itself = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
@@ -90,7 +92,7 @@ class Session:
                     f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
                     f"({self.clip.limit:g}) is off."
                 )
-                self.clip = None
+                self.clip, self._clips_itself = None, True
         if problems:
             raise RecipeError(problems)
 
@@ -110,9 +112,6 @@ class Session:
         def configure_optimizers(self: Any) -> dict[str, Any]:
             return session.configure()
 
-        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
-            session.clip_gradients(optimizer)
-
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
         if is_overridden(module, "configure_model"):
@@ -125,8 +124,17 @@ class Session:
             self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
         if not self.keeps_theirs:
             self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
-        if self.clip is None:
+        self._install_clipping()
+
+    def _install_clipping(self) -> None:
+        if self.clip is None or self._clips:
             return
+        self._clips = True
+        session, module = self, self.module
+
+        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
+            session.clip_gradients(optimizer)
+
         if type(self.trainer.strategy).__name__ == "DeepSpeedStrategy":
             # It clips by itself, from the value that its config is formatted with in strategy.setup.
             self._trainer_clip = (self.trainer.gradient_clip_val,)
@@ -139,7 +147,9 @@ class Session:
         if self._snapshot is None or not _is_flattened(self.module):
             self._snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
-        if self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded:
+        theirs = self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded
+        if self._loaded is not None and theirs:
+            resume.check_format(self._loaded[resume.KEY])
             name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
             spec, overrides = get_recipe(name), saved
             self.recipe.follow_ema(preview(spec, overrides).ema)
@@ -148,6 +158,9 @@ class Session:
         if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
             run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
+        if theirs and not self._clips_itself:
+            self.clip = run.resolved.clip  # the checkpoint's
+            self._install_clipping()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -204,6 +217,7 @@ class Session:
                 )
             self._replay.train_start()
         if self.run is None:
+            self._let_lightning_unscale()
             return
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
@@ -232,6 +246,13 @@ class Session:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_gradients(parameters, self.clip, root=_fsdp1_root(self.trainer))
 
+    def _let_lightning_unscale(self) -> None:
+        """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
+        for optimizer in self.trainer.optimizers:
+            if self.clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer._step_supports_amp_scaling = False
+                self._unscaling.append(optimizer)
+
     def step_schedule(self) -> None:
         """Follow the global step under manual optimization, where Lightning does not step schedulers."""
         if self.run is not None and self.run.scheduler.last_epoch != self.trainer.global_step:
@@ -256,6 +277,8 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        while self._unscaling:
+            self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None

@@ -125,6 +125,17 @@ def test_a_step_announced_as_skipped_does_not_count():
     assert ema.updates == 4
 
 
+def test_a_skip_announced_in_a_batch_without_a_step_does_not_swallow_a_later_one():
+    class Skip(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx % 2 == 0:
+                ema.skip_next()
+
+    ema = EMA(0.9)
+    trainer(Skip(), ema, max_steps=3, accumulate_grad_batches=2).fit(Net(), loader())
+    assert ema.updates == 3
+
+
 def test_validation_test_and_predict_use_the_averages_and_leave_raw_weights():
     ema, trace, net = EMA(0.9), Trace(), Net()
     fit = trainer(trace, ema, max_steps=6, val_check_interval=3, limit_val_batches=1)
@@ -339,6 +350,24 @@ def test_channels_last_and_transposed_weights():
         shadow.update(0.5)
         for name, value in before.items():
             torch.testing.assert_close(shadow.whole(name), 1.5 * value.float())
+
+
+def test_a_refresh_plans_anew_only_after_a_change():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
+    shadow = Averages(net)
+    staged = shadow._staged
+    assert shadow.refresh() == ([], []) and shadow._staged is staged
+    net.to(torch.float32)  # the Parameter objects stay
+    assert shadow.refresh() == ([], []) and not shadow._staged and len(shadow._direct) == 1
+    net[0] = nn.Linear(4, 6)
+    net.append(nn.Linear(1, 1))
+    del net[1]
+    joined, left = shadow.refresh()
+    assert (joined, left) == ([], []) and shadow.whole("0.weight").shape == (6, 4)
+    net.append(nn.Linear(2, 2))
+    assert shadow.refresh() == (["2.weight", "2.bias"], [])
+    del net[2]
+    assert shadow.refresh() == ([], ["2.bias", "2.weight"])
 
 
 def test_end_of_fit_says_which_weights_are_where(caplog):
