@@ -276,7 +276,7 @@ def test_a_recipe_is_frozen(name):
             setattr(frozen, field, "other")
     for mapping in (spec.hyperparameters, spec.parts, spec.hints):
         with pytest.raises(TypeError):
-            operator.setitem(mapping, "betas", spec.weight_decay)
+            operator.setitem(mapping, "betas", spec.weight_decay)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -203,6 +203,7 @@ def test_optimizer_classes():
     assert resolved.optimizer is torch.optim.RMSprop
     assert resolved.optimizer_name.endswith("RMSprop")
     assert resolved.hyperparameters == {"alpha": 0.9} and resolved.weight_decay == 0.0
+    assert resolved.provenance["lr"].value is None and resolved.provenance["weight_decay"].value is None
     # LBFGS has no weight decay: it is not asked for, and giving it is an error.
     resolved = run("llm", optimizer=torch.optim.LBFGS, lr=1.0)
     assert resolved.weight_decay == 0.0 and "none" in resolved.provenance["weight_decay"].note
