@@ -70,7 +70,19 @@ class ResumableDataModule(LightningDataModule):
             self._train_loader, self._restored = None, {}
 
     def train_dataloader(self) -> ResumableLoader:
-        """The shuffled stream; where Lightning asks again within a run, it goes on from the same position."""
+        """The shuffled stream; where Lightning asks again within a run, it goes on from the same position.
+
+        Raises:
+            RecipeError: The Trainer has `overfit_batches`, which needs the same batches in every epoch.
+        """
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit:
+            raise RecipeError(
+                [
+                    f"overfit_batches={overfit}: this stream brings new batches in every epoch. Leave it out, and let"
+                    " datasets() return a few samples instead."
+                ]
+            )
         state = self.state_dict()
         self._train_loader = ResumableLoader(
             self._loaded()[0],

@@ -15,6 +15,7 @@ import torch
 from lightning.pytorch import seed_everything
 from packaging.version import Version
 
+from lit_opt.errors import RecipeError
 from tests.workloads.runs import SAMPLES, run
 
 BATCHES = 5  # in an epoch
@@ -141,3 +142,8 @@ def test_two_processes_see_what_one_sees_and_resume_exactly(tmp_path):
     # one process continues what two have begun
     resumed_alone, _ = run(tmp_path, max_steps=7, ckpt_path=tmp_path / "full" / "step=3.ckpt")
     assert resumed_alone.seen == one.seen[3:]
+
+
+def test_overfit_batches_is_refused(tmp_path):
+    with pytest.raises(RecipeError, match="overfit_batches=2"):
+        run(tmp_path, max_epochs=2, overfit_batches=2)
