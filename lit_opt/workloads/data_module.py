@@ -79,8 +79,8 @@ class ResumableDataModule(LightningDataModule):
         if overfit:
             raise RecipeError(
                 [
-                    f"overfit_batches={overfit}: this stream brings new batches in every epoch. Leave it out, and let"
-                    " datasets() return a few samples instead."
+                    f"overfit_batches={overfit}: this stream brings new batches in every epoch. Leave it out,"
+                    " and let datasets() return a few samples instead."
                 ]
             )
         state = self.state_dict()
