@@ -30,7 +30,7 @@ In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
 
 `lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 2 something to mend (one message says what), 130 interrupted.
+Exit codes: 0 done, 2 something to mend (a message says what), 130 interrupted.
 
 Shipped: {configs}"""
 
