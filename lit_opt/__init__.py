@@ -12,6 +12,7 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from lit_opt.callbacks.ema import EMA as EMA
     from lit_opt.callbacks.recipe import Recipe as Recipe
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _LAZY = {
+    "EMA": "lit_opt.callbacks.ema",
     "Recipe": "lit_opt.callbacks.recipe",
     "ClipSpec": "lit_opt.recipes.schema",
     "DecaySpec": "lit_opt.recipes.schema",

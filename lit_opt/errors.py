@@ -36,6 +36,9 @@ def nearest(name: object, known: Iterable[str]) -> str:
     Example:
         >>> nearest("adamv", ["adamw", "sgd"])
         " Did you mean 'adamw'?"
+        >>> nearest("AdamW", ["adam", "adamw"])
+        " Did you mean 'adamw'?"
     """
-    near = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.4)
-    return f" Did you mean {near[0]!r}?" if near else ""
+    by_lower = {word.lower(): word for word in known}  # difflib takes "AdamW" to be nearer to "adam" than to "adamw"
+    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
+    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""

@@ -91,13 +91,16 @@ def _timm_towers(modules: Mapping[str, nn.Module], names: Sequence[str]) -> list
 def _block_towers(modules: Mapping[str, nn.Module], roles: Mapping[str, str]) -> list[_Tower]:
     owned = _paths_with_parameters(roles)
     stacks: dict[str, list[str]] = {}
+    counted: set[str] = set()
     for path, module in modules.items():
-        parent = path.rpartition(".")[0]
-        if isinstance(module, _CONTAINERS) and not any(_inside(path, s) for all_ in stacks.values() for s in all_):
-            blocks = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
-            blocks = [block for block in blocks if block in owned]
-            if _repeated([modules[block] for block in blocks]):
-                stacks.setdefault(parent, []).extend(blocks)
+        # Only the outermost stack counts: the experts inside a block are no layers.
+        if not isinstance(module, _CONTAINERS) or any(prefix in counted for prefix in [*_prefixes(path), path]):
+            continue
+        blocks = [f"{path}.{name}" if path else name for name, _ in module.named_children()]
+        blocks = [block for block in blocks if block in owned]
+        if _repeated([modules[block] for block in blocks]):
+            stacks.setdefault(path.rpartition(".")[0], []).extend(blocks)
+            counted.update(blocks)
     return [
         _number(blocks, _root(parent, [p for p in stacks if p != parent]), roles) for parent, blocks in stacks.items()
     ]

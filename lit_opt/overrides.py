@@ -5,17 +5,18 @@ No torch: `lit-opt explain` and the command line use it as well.
 
 from __future__ import annotations
 
-import inspect
 import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
+from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from lit_opt.errors import nearest
-from lit_opt.optim.registry import REQUIRED, get_row, list_optimizers
+from lit_opt.optim.registry import list_optimizers
+from lit_opt.overrides_optimizer import optimizer_problems
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, RecipeSpec
-from lit_opt.schedules import KINDS
+from lit_opt.schedules import FIELDS_OF_KIND, KINDS
 
 FIELDS = (
     "optimizer", "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay",
@@ -23,7 +24,7 @@ FIELDS = (
     "layer_decay",
 )  # fmt: skip
 
-_DURATION = re.compile(r"^\s*(\d+(?:\.\d+)?)\s*(epochs?|steps?)\s*$")
+_DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)\s*epochs?|(\d+)\s*steps?)\s*$")
 
 S = TypeVar("S", ClipSpec, DecaySpec, EMASpec, GroupRule)
 
@@ -36,13 +37,45 @@ def find_problems(spec: RecipeSpec, overrides: Mapping[str, Any]) -> list[str]:
         >>> find_problems(get_recipe("llm"), {"lr": -1.0})
         ['lr: -1.0 is not allowed; give a finite number above 0, such as 0.0003.']
     """
-    known = {key: value for key, value in overrides.items() if key in FIELDS and value is not None}
+    known = {key: value for key, value in clean(overrides).items() if key in FIELDS}
     problems = [f"{key}: unknown field.{nearest(key, FIELDS)}" for key in overrides if key not in FIELDS]
     problems += _number_problems(known)
-    problems += _optimizer_problems(spec, known)
-    problems += _shape_problems(known)
-    problems += _group_problems(known)
+    problems += optimizer_problems(spec, known)
+    problems += _warmup_problems(known.get("warmup"))
+    if "decay" in known:
+        problems += _decay_problems(spec, known["decay"])
+    if "clip" in known:
+        problems += _clip_problems(known["clip"])
+    if "ema" in known:
+        problems += _ema_problems(known["ema"])
+    problems += _group_problems(known.get("groups", ()))
     return problems
+
+
+def clean(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """The overrides that are given, in plain types.
+
+    Example:
+        >>> clean({"lr": None, "weight_decay": -0.0, "betas": [0, 0.95]})
+        {'weight_decay': 0.0, 'betas': [0, 0.95]}
+    """
+    return {key: plain(value) for key, value in overrides.items() if value is not None}
+
+
+def plain(x: Any) -> Any:
+    """Numbers of other libraries (numpy) as Python's, -0.0 as 0.0: checkpoints and JSON hold plain types only."""
+    if isinstance(x, bool):
+        return x
+    if isinstance(x, Integral):
+        return int(x)
+    if isinstance(x, Real):
+        return float(x) + 0.0
+    if isinstance(x, Mapping):
+        return {key: plain(item) for key, item in x.items()}
+    if isinstance(x, list | tuple):
+        items = [plain(item) for item in x]
+        return items if isinstance(x, list) else tuple(items)
+    return x
 
 
 def is_real(x: object) -> bool:
@@ -50,21 +83,37 @@ def is_real(x: object) -> bool:
     return isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x)
 
 
+def is_whole(x: object, least: int = 1) -> bool:
+    """A whole number from `least` up that is not a bool."""
+    return isinstance(x, int) and not isinstance(x, bool) and x >= least
+
+
 def parse_duration(text: str) -> tuple[float, str] | None:
-    """Read a length such as "5 epochs" or "500 steps": (5.0, "epochs"); None for anything else."""
+    """Read a length such as "2.5 epochs" or "500 steps"; None for anything else.
+
+    Example:
+        >>> parse_duration("2.5 epochs"), parse_duration("500 steps"), parse_duration("1 week")
+        ((2.5, 'epochs'), (500.0, 'steps'), None)
+    """
     found = _DURATION.match(text)
-    return (float(found[1]), found[2].rstrip("s") + "s") if found else None
+    if not found:
+        return None
+    return (float(found[1]), "epochs") if found[1] else (float(found[2]), "steps")
 
 
 def build_spec(kind: type[S], given: object) -> S:
-    """A small spec from itself or from a dictionary of its fields (as YAML gives it).
+    """A small spec, in plain types, from itself or from a dictionary of its fields (as YAML gives it).
 
     Raises:
         ValueError: Not a mapping, or unknown or missing keys.
+
+    Example:
+        >>> build_spec(DecaySpec, {"kind": "step", "milestones": [0.5, 0.75]}).milestones
+        (0.5, 0.75)
     """
-    if isinstance(given, kind):
-        return given
     names = [f.name for f in fields(kind)]
+    if isinstance(given, kind):
+        given = {name: getattr(given, name) for name in names}
     if not isinstance(given, Mapping):
         raise ValueError(f"{given!r} is a {type(given).__name__}; give a {kind.__name__}({', '.join(names)}).")
     unknown = [key for key in given if key not in names]
@@ -73,13 +122,27 @@ def build_spec(kind: type[S], given: object) -> S:
     missing = [f.name for f in fields(kind) if f.default is MISSING and f.name not in given]
     if missing:
         raise ValueError(f"{kind.__name__} needs {missing[0]!r}.")
-    return kind(**given)
+    values: dict[str, Any] = {key: tuple(x) if isinstance(x, list) else x for key, x in plain(given).items()}
+    return kind(**values)
 
 
 def _number_problems(o: Mapping[str, Any]) -> Iterator[str]:
-    for name, example in (("lr", 3e-4), ("base_lr", 1e-3)):
-        if name in o and not (is_real(o[name]) and o[name] > 0):
-            yield f"{name}: {o[name]!r} is not allowed; give a finite number above 0, such as {example:g}."
+    positive = "a finite number above 0, such as"
+    rules = (
+        ("lr", f"{positive} 0.0003", lambda x: is_real(x) and x > 0),
+        ("base_lr", f"{positive} 0.001", lambda x: is_real(x) and x > 0),
+        ("base_batch_size", "a whole number above 0", is_whole),
+        ("batch_size", "a whole number above 0", is_whole),
+        ("batch_tokens", "a whole number above 0", is_whole),
+        ("total_steps", "a whole number above 0", is_whole),
+        ("weight_decay", "a finite number from 0 up", lambda x: is_real(x) and x >= 0),
+        ("momentum", "a number in [0, 1)", lambda x: is_real(x) and 0 <= x < 1),
+        ("betas", "two numbers in [0, 1), such as (0.9, 0.95)", _are_betas),
+        ("layer_decay", "a number in (0, 1], such as 0.75", lambda x: is_real(x) and 0 < x <= 1),
+    )
+    for name, allowed, is_allowed in rules:
+        if name in o and not is_allowed(o[name]):
+            yield f"{name}: {o[name]!r} is not allowed; give {allowed}.{_word_hint(o[name])}"
     if "lr" in o and "base_lr" in o:
         yield (
             f"lr, base_lr: both are given ({o['lr']!r}, {o['base_lr']!r}). lr is the peak that the optimizer sees; "
@@ -87,143 +150,74 @@ def _number_problems(o: Mapping[str, Any]) -> Iterator[str]:
         )
     if "base_batch_size" in o and "base_lr" not in o:
         yield f"base_batch_size: {o['base_batch_size']!r} belongs to base_lr, which is not given. Add base_lr=."
-    for name in ("base_batch_size", "batch_size", "batch_tokens", "total_steps"):
-        if name in o and not (isinstance(o[name], int) and not isinstance(o[name], bool) and o[name] > 0):
-            yield f"{name}: {o[name]!r} is not allowed; give a whole number above 0."
-    if "weight_decay" in o and not (is_real(o["weight_decay"]) and o["weight_decay"] >= 0):
-        yield f"weight_decay: {o['weight_decay']!r} is not allowed; give a finite number from 0 up."
-    if "momentum" in o and not (is_real(o["momentum"]) and 0 <= o["momentum"] < 1):
-        yield f"momentum: {o['momentum']!r} is not allowed; give a number in [0, 1)."
-    if "betas" in o and not are_betas(o["betas"]):
-        yield f"betas: {o['betas']!r} is not allowed; give two numbers in [0, 1), such as (0.9, 0.95)."
-    if "layer_decay" in o and not (is_real(o["layer_decay"]) and 0 < o["layer_decay"] <= 1):
-        yield f"layer_decay: {o['layer_decay']!r} is not allowed; give a number in (0, 1], such as 0.75."
 
 
-def are_betas(x: object) -> bool:
-    """Two numbers in [0, 1)."""
+def _are_betas(x: object) -> bool:
     return isinstance(x, tuple | list) and len(x) == 2 and all(is_real(b) and 0 <= b < 1 for b in x)
 
 
-def _optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
-    optimizer = o.get("optimizer", spec.optimizer.number)
-    if isinstance(optimizer, type):
-        accepted = class_keywords(optimizer)
-        if accepted is None:
-            yield f"optimizer: {optimizer.__name__} is no torch.optim.Optimizer class."
-            return
-        name = optimizer.__name__
-        required = [k for k in ("lr", "weight_decay") if k in accepted and k not in o]
-        if required:
-            yield (
-                f"optimizer: {name} is your own class, so no value is published for it; "
-                f"give {' and '.join(f'{k}=' for k in required)}."
-            )
-    elif not isinstance(optimizer, str) or optimizer not in list_optimizers():
-        yield (
-            f"optimizer: {optimizer!r} is unknown.{nearest(optimizer, list_optimizers())} "
-            f"Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
-        )
-        return
-    else:
-        name, row = optimizer, get_row(optimizer)
-        accepted = {k: v is REQUIRED for k, v in row.hyperparameters.items()}
-        if optimizer != spec.optimizer.number and spec.setting not in row.settings:
-            required = [k for k in ("lr", "weight_decay") if k in accepted and k not in o]
-            if "base_lr" in o or not required:
-                required = [k for k in required if k != "lr"]
-            if required:
-                yield (
-                    f"optimizer: no starting values are published for {name!r} in the setting {spec.setting!r}, and "
-                    f"another optimizer's are not inherited; give {' and '.join(f'{k}=' for k in required)}."
-                )
-    for key in ("betas", "momentum", "weight_decay"):
-        if key in o and key not in accepted:
-            other = {"betas": "momentum", "momentum": "betas"}.get(key)
-            instead = f" It has {other}=." if other in accepted else ""
-            yield f"{key}: {name} has no {key}.{instead} Its keywords: {', '.join(accepted)}."
-    yield from _keyword_problems(name, accepted, o)
-
-
-def _keyword_problems(name: str, accepted: Mapping[str, bool], o: Mapping[str, Any]) -> Iterator[str]:
-    if "fallback" in o:
-        yield (
-            f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "
-            "Remove fallback=, or choose a matrix optimizer."
-        )
-    kwargs = o.get("optimizer_kwargs", {})
-    if not isinstance(kwargs, Mapping):
-        yield f"optimizer_kwargs: {kwargs!r} is a {type(kwargs).__name__}; give a dictionary of keywords."
-        return
-    own = {"lr", "weight_decay", "betas", "momentum"} & set(kwargs)
-    for key in sorted(own):
-        yield f"optimizer_kwargs: {key!r} has its own argument; write Recipe(..., {key}={kwargs[key]!r})."
-    for key in kwargs:
-        if key not in accepted and key not in own:
-            rest = [k for k in accepted if k not in ("lr", "weight_decay", "betas", "momentum")]
-            yield (
-                f"optimizer_kwargs: {name} has no {key!r}.{nearest(key, rest)} It takes: {', '.join(rest) or 'none'}."
-            )
-
-
-def class_keywords(optimizer: type) -> dict[str, bool] | None:
-    """Keyword -> required, of an optimizer class; None where the class is no optimizer."""
-    if not any(
-        base.__module__.startswith("torch.optim") and base.__name__ == "Optimizer" for base in optimizer.__mro__
-    ):
-        return None
-    parameters = list(inspect.signature(optimizer).parameters.values())[1:]
-    return {p.name: p.default is p.empty for p in parameters if p.kind is not p.VAR_KEYWORD}
-
-
-def _shape_problems(o: Mapping[str, Any]) -> Iterator[str]:
-    warmup = o.get("warmup")
-    if isinstance(warmup, str) and parse_duration(warmup) is None:
-        yield f'warmup: {warmup!r} is not understood; write "5 epochs", "500 steps", 500 (steps) or 0.02 (of the run).'
-    elif warmup is not None and not isinstance(warmup, str):
-        fraction = isinstance(warmup, float)
-        if not is_real(warmup) or warmup < 0 or (fraction and warmup >= 1):
-            yield (
-                f"warmup: {warmup!r} is not allowed; a float is a fraction of the run in [0, 1), "
-                'a whole number counts steps, "5 epochs" counts epochs.'
-            )
-    if "decay" in o:
-        yield from _decay_problems(o["decay"])
-    if "clip" in o:
-        yield from _clip_problems(o["clip"])
-    if "ema" in o:
-        yield from _ema_problems(o["ema"])
-
-
-def _decay_problems(given: object) -> Iterator[str]:
+def _word_hint(x: object) -> str:
+    """A number in quotes, or 3e-4 in YAML 1.1, arrives as a word."""
     try:
-        decay = DecaySpec(kind=given) if isinstance(given, str) else build_spec(DecaySpec, given)
+        float(x if isinstance(x, str) else "no")
+    except ValueError:
+        return ""
+    return " It is a word here: leave the quotes away, and in YAML write 3.0e-4 for 3e-4."
+
+
+def _warmup_problems(warmup: object) -> Iterator[str]:
+    if warmup is None or (isinstance(warmup, str) and parse_duration(warmup)):
+        return
+    if isinstance(warmup, str):
+        yield f'warmup: {warmup!r} is not understood; write "5 epochs", "500 steps", 500 (steps) or 0.02 (of the run).'
+    elif not (is_whole(warmup, 0) or (isinstance(warmup, float) and 0 <= warmup < 1)):
+        yield (
+            f"warmup: {warmup!r} is not allowed; give a fraction of the run in [0, 1) such as 0.02, a whole number of "
+            'steps such as 500, or "5 epochs".'
+        )
+
+
+def _decay_problems(spec: RecipeSpec, given: object) -> Iterator[str]:
+    try:
+        decay = build_spec(DecaySpec, {"kind": given} if isinstance(given, str) else given)
     except ValueError as error:
         yield f"decay: {error} Kinds: {', '.join(KINDS)}."
         return
-    if decay.kind is not None and decay.kind not in KINDS:
-        yield f"decay: {decay.kind!r} is unknown.{nearest(decay.kind, KINDS)} Known: {', '.join(KINDS)}."
-    if decay.final is not None and not (is_real(decay.final) and decay.final >= 0):
-        yield f"decay.final: {decay.final!r} is not allowed; give a fraction of the peak from 0 up."
-    if decay.power is not None and not (is_real(decay.power) and decay.power > 0):
-        yield f"decay.power: {decay.power!r} is not allowed; give a number above 0."
-    if decay.gamma is not None and not (is_real(decay.gamma) and 0 < decay.gamma <= 1):
-        yield f"decay.gamma: {decay.gamma!r} is not allowed; give a number in (0, 1]."
-    if decay.cooldown is not None and not (is_real(decay.cooldown) and decay.cooldown > 0):
-        yield f"decay.cooldown: {decay.cooldown!r} is not allowed; give a fraction of the run or a number of steps."
-    if decay.milestones is not None and not (
-        len(decay.milestones) > 0
-        and all(is_real(m) and 0 < m < 1 for m in decay.milestones)
-        and list(decay.milestones) == sorted(decay.milestones)
-    ):
-        yield f"decay.milestones: {decay.milestones!r} is not allowed; give rising fractions of the run in (0, 1)."
+    kind = spec.decay.kind.number if decay.kind is None else decay.kind
+    if kind not in KINDS:
+        yield f"decay: {kind!r} is unknown.{nearest(kind, KINDS)} Known: {', '.join(KINDS)}."
+        return
+    used = FIELDS_OF_KIND[str(kind)]
+    rules = (
+        ("final", "a fraction of the peak from 0 up", lambda x: is_real(x) and x >= 0),
+        ("power", "a number above 0", lambda x: is_real(x) and x > 0),
+        ("gamma", "a number in (0, 1]", lambda x: is_real(x) and 0 < x <= 1),
+        ("milestones", "rising fractions of the run in (0, 1]", _are_milestones),
+        (
+            "cooldown",
+            "a fraction of the run in (0, 1), or a whole number of steps",
+            lambda x: is_whole(x) or (isinstance(x, float) and 0 < x < 1),
+        ),
+    )
+    for name, allowed, is_allowed in rules:
+        number = getattr(decay, name)
+        if number is None:
+            continue
+        if name not in used:
+            yield f"decay.{name}: the kind {kind!r} does not use it. It uses: {', '.join(used) or 'none'}."
+        elif not is_allowed(number):
+            yield f"decay.{name}: {number!r} is not allowed; give {allowed}.{_word_hint(number)}"
+
+
+def _are_milestones(x: object) -> bool:
+    if not isinstance(x, tuple) or not x or not all(is_real(m) and 0 < m <= 1 for m in x):
+        return False
+    return list(x) == sorted(x)
 
 
 def _clip_problems(given: object) -> Iterator[str]:
-    if isinstance(given, int | float):
-        given = ClipSpec(limit=given) if not isinstance(given, bool) else given
     try:
-        clip = build_spec(ClipSpec, given)
+        clip = build_spec(ClipSpec, {"limit": given} if is_number(given) else given)
     except ValueError as error:
         yield f"clip: {error} A number is the largest global gradient norm; 0 turns it off."
         return
@@ -237,20 +231,27 @@ def _ema_problems(given: object) -> Iterator[str]:
     if isinstance(given, bool):
         return
     try:
-        ema = EMASpec(decay=given) if isinstance(given, int | float) else build_spec(EMASpec, given)
+        ema = build_spec(EMASpec, {"decay": given} if is_number(given) else given)
     except ValueError as error:
         yield f"ema: {error} A number is the decay per step; True and False turn it on and off."
         return
     if not (is_real(ema.decay) and 0 <= ema.decay < 1):
         yield f"ema: {ema.decay!r} is not allowed; give a decay per step in [0, 1), such as 0.9999."
-    if not (isinstance(ema.start_step, int) and ema.start_step >= 0):
+    if not is_whole(ema.start_step, 0):
         yield f"ema.start_step: {ema.start_step!r} is not allowed; give a number of optimizer steps from 0 up."
+    for name in ("warmup", "offload"):
+        if not isinstance(getattr(ema, name), bool):
+            yield f"ema.{name}: {getattr(ema, name)!r} is not allowed; give True or False."
     if ema.checkpoint not in ("raw", "ema"):
         yield f"ema.checkpoint: {ema.checkpoint!r} is unknown; 'raw' or 'ema'."
 
 
-def _group_problems(o: Mapping[str, Any]) -> Iterator[str]:
-    groups = o.get("groups", [])
+def is_number(x: object) -> bool:
+    """A number that is not a bool, finite or not."""
+    return isinstance(x, int | float) and not isinstance(x, bool)
+
+
+def _group_problems(groups: object) -> Iterator[str]:
     if not isinstance(groups, list | tuple):
         yield f"groups: {groups!r} is a {type(groups).__name__}; give a list of GroupRule(match=..., lr_scale=...)."
         return
@@ -262,11 +263,14 @@ def _group_problems(o: Mapping[str, Any]) -> Iterator[str]:
             continue
         if not isinstance(rule.match, str) or not rule.match:
             yield f"groups[{i}].match: {rule.match!r} is not allowed; give a glob such as 'backbone.*'."
-        if rule.lr_scale is not None and not (is_real(rule.lr_scale) and rule.lr_scale >= 0):
-            yield f"groups[{i}].lr_scale: {rule.lr_scale!r} is not allowed; give a number from 0 up."
-        if rule.weight_decay is not None and not (is_real(rule.weight_decay) and rule.weight_decay >= 0):
-            yield f"groups[{i}].weight_decay: {rule.weight_decay!r} is not allowed; give a number from 0 up."
+        for name in ("lr_scale", "weight_decay"):
+            number = getattr(rule, name)
+            if number is not None and not (is_real(number) and number >= 0):
+                yield f"groups[{i}].{name}: {number!r} is not allowed; give a number from 0 up.{_word_hint(number)}"
         if rule.algorithm is not None and rule.algorithm not in list_optimizers():
-            yield (f"groups[{i}].algorithm: {rule.algorithm!r} is unknown.{nearest(rule.algorithm, list_optimizers())}")
+            yield (
+                f"groups[{i}].algorithm: {rule.algorithm!r} is unknown.{nearest(rule.algorithm, list_optimizers())} "
+                f"Known: {', '.join(list_optimizers())}."
+            )
         if rule.lr_scale is None and rule.weight_decay is None and rule.algorithm is None:
             yield f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm=."

@@ -10,18 +10,18 @@ user's `GroupRule`s. A later one wins.
 
 from __future__ import annotations
 
-import fnmatch
-import re
+import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_opt.errors import RecipeError, nearest
+from lit_opt.group_placement import ParamRow, Placed, match_rules, place, rule_labels
 from lit_opt.optim.registry import get_row
 from lit_opt.parameter_roles import ROLES
-from lit_opt.parameter_snapshot import ParamInfo, ParamSnapshot, clean_name, snapshot_parameters
+from lit_opt.parameter_snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
-from lit_opt.recipes.schema import GroupRule, RecipeSpec
+from lit_opt.recipes.schema import RecipeSpec
 
 if TYPE_CHECKING:
     import torch
@@ -30,30 +30,7 @@ if TYPE_CHECKING:
 
     from lit_opt.resolved import ResolvedRecipe
 
-__all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "group_parameters", "snapshot_parameters"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ParamRow:
-    """One parameter: its group, what it gets there, and why.
-
-    Args:
-        name: Clean dotted name, without the parts that wrappers add.
-        shape: The unsharded shape.
-        group: Name of its group.
-        algorithm: Registry name of the optimizer, or the class's name.
-        lr: Peak learning rate.
-        weight_decay: torch's unit: multiplied by the learning rate.
-        reason: A sentence.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    group: str
-    algorithm: str
-    lr: float
-    weight_decay: float
-    reason: str
+__all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "clean_name", "group_parameters", "snapshot_parameters"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -107,10 +84,11 @@ def group_parameters(
             ]
         )
     problems = _wrong_roles(resolved)
-    rules, rule_problems = _match_rules(snapshot, resolved.groups)
+    rules, rule_problems = match_rules(snapshot, resolved.groups)
     problems += rule_problems
     layer_decay = resolved.layer_decay if resolved.layer_decay is not None else 1.0
-    if layer_decay != 1.0 and snapshot.last_layer is None:
+    last_layer = snapshot.last_layer
+    if layer_decay != 1.0 and last_layer is None:
         problems.append(
             f"layer_decay: {layer_decay:g} needs layers, and no ModuleList or Sequential of repeated blocks was found. "
             "Leave layer_decay out, or give groups=[GroupRule(match=..., lr_scale=...)]."
@@ -118,12 +96,12 @@ def group_parameters(
     if problems:
         raise RecipeError(problems)
     algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
-    labels = _rule_labels(resolved.groups)
+    labels = rule_labels(resolved.groups)
     placed = [
-        _place(info, resolved, algorithm, layer_decay, snapshot.last_layer or 0, rules.get(info.name), labels)
+        place(info, resolved, algorithm, layer_decay, last_layer or 0, rules.get(info.name), labels)
         for info in trainable
     ]
-    return ParamGroups(snapshot, _named(placed))
+    return ParamGroups(snapshot, placed)
 
 
 class ParamGroups:
@@ -132,7 +110,7 @@ class ParamGroups:
     Made by `group_parameters`.
     """
 
-    def __init__(self, snapshot: ParamSnapshot, placed: list[_Placed]) -> None:
+    def __init__(self, snapshot: ParamSnapshot, placed: list[Placed]) -> None:
         self._snapshot = snapshot
         self._placed = placed
         names = [item.row.name for item in placed]
@@ -161,7 +139,7 @@ class ParamGroups:
                     lr=row.lr,
                     weight_decay=row.weight_decay,
                     tensors=len(members),
-                    parameters=sum(_numel(m.row.shape) for m in members),
+                    parameters=sum(math.prod(m.row.shape) for m in members),
                 )
             )
         return result
@@ -237,8 +215,8 @@ class ParamGroups:
             )
         return result
 
-    def _by_group(self) -> dict[str, list[_Placed]]:
-        groups: dict[str, list[_Placed]] = {}
+    def _by_group(self) -> dict[str, list[Placed]]:
+        groups: dict[str, list[Placed]] = {}
         for item in sorted(self._placed, key=lambda item: item.order):
             groups.setdefault(item.row.group, []).append(item)
         return groups
@@ -282,11 +260,12 @@ class ParamGroups:
         return live
 
 
-@dataclass(frozen=True, slots=True)
-class _Placed:
-    row: ParamRow
-    decayed: bool
-    order: tuple[int, int, bool]  # rule, layer, not decayed
+def _wrong_roles(resolved: ResolvedRecipe) -> list[str]:
+    return [
+        f"no_decay: {role!r} is not a role.{nearest(role, ROLES)} Known: {', '.join(ROLES)}."
+        for role in resolved.no_decay
+        if role not in ROLES
+    ]
 
 
 def _resolved(recipe: str | RecipeSpec | ResolvedRecipe, snapshot: ParamSnapshot) -> ResolvedRecipe:
@@ -298,135 +277,9 @@ def _resolved(recipe: str | RecipeSpec | ResolvedRecipe, snapshot: ParamSnapshot
     return preview(spec, facts=RunFacts(parameter_count=snapshot.parameter_count))
 
 
-def _wrong_roles(resolved: ResolvedRecipe) -> list[str]:
-    return [
-        f"no_decay: {role!r} is not a role.{nearest(role, ROLES)} Known: {', '.join(ROLES)}."
-        for role in resolved.no_decay
-        if role not in ROLES
-    ]
-
-
-def _match_rules(
-    snapshot: ParamSnapshot, rules: Iterable[GroupRule]
-) -> tuple[dict[str, tuple[int, GroupRule]], list[str]]:
-    """Name -> the first rule that matches it, and one sentence for each rule without effect."""
-    taken: dict[str, tuple[int, GroupRule]] = {}
-    problems = []
-    for index, rule in enumerate(rules):
-        matches = re.compile(fnmatch.translate(rule.match)).match
-        found = [info for info in snapshot.parameters if any(map(matches, (info.name, *info.aliases)))]
-        trainable = [info.name for info in found if info.trainable]
-        fresh = [name for name in trainable if name not in taken]
-        taken.update(dict.fromkeys(fresh, (index, rule)))
-        if fresh:
-            continue
-        start = f"groups: rule {rule.match!r}"
-        if trainable:
-            earlier = sorted({taken[name][1].match for name in trainable})
-            problems.append(f"{start} never applies: {', '.join(map(repr, earlier))} comes first. Put it before.")
-        elif found:
-            problems.append(f"{start} matches only frozen parameters, such as {found[0].name!r}. Unfreeze them first.")
-        else:
-            names = [name for info in snapshot.parameters for name in (info.name, *info.aliases)]
-            problems.append(f"{start} matches no parameter.{nearest(rule.match, names) or _examples(names)}")
-    return taken, problems
-
-
-def _examples(names: list[str]) -> str:
-    return f" Names are such as {', '.join(map(repr, names[:3]))}."
-
-
-def _rule_labels(rules: Iterable[GroupRule]) -> list[str]:
-    """A short, unique text for each rule; some loggers refuse "*" in a metric's name."""
-    labels: list[str] = []
-    for index, rule in enumerate(rules):
-        label = re.sub(r"[^\w./-]+", "", rule.match).strip("./-") or f"rule_{index}"
-        labels.append(label if label not in labels else f"{label}_{index}")
-    return labels
-
-
-def _place(
-    info: ParamInfo,
-    resolved: ResolvedRecipe,
-    algorithm: str,
-    layer_decay: float,
-    last_layer: int,
-    matched: tuple[int, GroupRule] | None,
-    labels: list[str],
-) -> _Placed:
-    decayed = info.role not in resolved.no_decay
-    reason = info.why
-    if decayed and info.listed:
-        decayed, reason = False, f"listed in {info.listed}"
-    weight_decay = resolved.weight_decay if decayed else 0.0
-    lr = resolved.lr
-    parts = []
-    notes = []
-    if layer_decay != 1.0:
-        layer = info.layer or 0
-        scale = layer_decay ** (last_layer - layer)
-        lr *= scale
-        parts.append(f"layer_{layer:02d}")
-        notes.append(f"layer {layer} of {last_layer}: lr x {scale:.3g}")
-    if matched is not None:
-        index, rule = matched
-        parts.append(labels[index])
-        changes = []
-        if rule.lr_scale is not None:
-            lr *= rule.lr_scale
-            changes.append(f"lr x {rule.lr_scale:g}")
-        if rule.weight_decay is not None:
-            weight_decay = rule.weight_decay
-            decayed = weight_decay > 0
-            changes.append(f"weight decay {weight_decay:g}")
-        if rule.algorithm is not None:
-            algorithm = rule.algorithm
-            changes.append(f"algorithm {algorithm}")
-        notes.append(f"your rule {rule.match!r}: {', '.join(changes) or 'a group of its own'}")
-    reason += ": decayed" if decayed else ": not decayed"
-    row = ParamRow(
-        name=info.name,
-        shape=info.shape,
-        group="/".join(["decay" if decayed else "no_decay", *parts]),
-        algorithm=algorithm,
-        lr=lr,
-        weight_decay=weight_decay,
-        reason="; ".join([reason, *notes]),
-    )
-    order = (
-        -1 if matched is None else matched[0],
-        (info.layer or 0) if layer_decay != 1.0 else 0,
-        not decayed,
-    )
-    return _Placed(row, decayed, order)
-
-
-def _named(placed: list[_Placed]) -> list[_Placed]:
-    """Two kinds of members under one name (never seen with one recipe, but cheap to exclude) get a number."""
-    kinds: dict[str, list[tuple[str, float, float]]] = {}
-    result = []
-    for item in placed:
-        row = item.row
-        kind = (row.algorithm, row.lr, row.weight_decay)
-        known = kinds.setdefault(row.group, [])
-        if kind not in known:
-            known.append(kind)
-        if (index := known.index(kind)) > 0:
-            item = replace(item, row=replace(row, group=f"{row.group}_{index + 1}"))
-        result.append(item)
-    return result
-
-
 def _row_options(algorithm: str, decayed: bool) -> Mapping[str, Any]:
     try:
         row = get_row(algorithm)
     except RecipeError:
         return {}  # A torch.optim.Optimizer class of the user's own has no row.
     return row.decayed_group if decayed else row.excluded_group
-
-
-def _numel(shape: Iterable[int]) -> int:
-    count = 1
-    for n in shape:
-        count *= n
-    return count

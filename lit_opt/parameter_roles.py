@@ -47,7 +47,7 @@ _NORM_CLASS = re.compile(
     re.IGNORECASE,
 )
 # Words that make a class a layer with a weight matrix, also beside "Norm" (LinearNorm, ConvNorm, WeightNorm).
-_LAYER_CLASS = re.compile(r"Linear|Conv(?!Next)|Dense|Weight|Spectral|Proj|LoRA")
+_LAYER_CLASS = re.compile(r"Linear|Conv(?!Ne[xX]t)|Dense|Weight|Spectral|Proj|LoRA")
 _EMBEDDING_CLASS = re.compile(r"Embeddings?(?:Table|Bag|s)?$")
 _POSITION_CLASS = re.compile(r"Pos(?:ition|itional)?(?:Emb|Enc|Bias)|Rel(?:ative)?Pos|RotaryEmb|RoPE|Rope")
 
@@ -56,12 +56,13 @@ _GAINS = {"weight", "gain", "gamma", "scale", "g", "beta", "alpha"}
 
 _BIAS = re.compile(r"(?:^|_)bias(?:es)?(?:_[uv])?$")
 _POSITION = re.compile(
-    r"(?:^|_)(?:pos|posit\w*?|rpb|rpe|ape|pe|rel|wpe|relative_attention_bias|attention_biases)(?:_|\d|$)|pos_?emb|posemb"
+    r"(?:^|_)(?:pos|posit\w*?|rpb|rpe|ape|pe|wpe|relative_attention_bias|attention_biases)(?:_|\d|$)"
+    r"|pos_?emb|(?:width|height|emb)_rel"
 )
 _NOT_A_TABLE = re.compile(r"(?:^|_)(?:proj|projection|kernel|conv|mlp|linear|weight|matrix)(?:_|$)")
 _TOKEN = re.compile(
-    r"(?:^|_)(?:tokens?|registers?|latents?|cls|sos|eos|queries)\d?(?:_|$)"
-    r"|class_emb|query_emb|query_tok|masked_spec_embed|mask_emb|image_newline"
+    r"(?:^|_)(?:tokens?|registers?|latents?|cls|queries)\d?$"
+    r"|(?:cls|class)_emb|query_emb|query_tok|masked_spec_embed|mask_emb|image_newline"
 )
 _TABLE = re.compile(r"(?:^|_)(?:emb|embs|embed|embeds|embedding|embeddings|codevectors|codebook)\d?(?:_table)?$")
 # Names that say "scale" whatever the shape ...
@@ -101,25 +102,26 @@ def decide_role(path: str, owner: nn.Module, shape: Sequence[int], parents: Mapp
     leaf = _leaf(parts, owner)
     if type(owner).__name__ == "ParametrizationList":
         # X.parametrizations.weight.original is X.weight; weight_norm stores magnitude and direction.
+        magnitude = parts[-1] == "original0" and any(type(p).__name__ == "_WeightNorm" for p in owner.children())
         leaf, owner = parts[-2], parents.get(".".join(parts[:-3]), owner)
-        if parts[-1] == "original0":
-            return "scale", f"magnitude of {leaf} (weight_norm of {_type(owner)})"
+        if magnitude:
+            return "scale", f"magnitude of {leaf} (weight_norm of {type_name(owner)})"
     elif leaf.endswith(("_g", "_v")) and {leaf[:-2] + "_g", leaf[:-2] + "_v"} <= owner._parameters.keys():
         leaf, magnitude = leaf[:-2], leaf.endswith("_g")
         if magnitude:
-            return "scale", f"magnitude of {leaf} (weight_norm of {_type(owner)})"
+            return "scale", f"magnitude of {leaf} (weight_norm of {type_name(owner)})"
     elif leaf.endswith("_orig"):
         leaf = leaf.removesuffix("_orig")  # spectral_norm and pruning keep the weight under this name.
     return _by_owner(parts, leaf, owner, shape) or _free_standing(leaf, owner, shape)
 
 
 def _by_owner(parts: list[str], leaf: str, owner: nn.Module, shape: Sequence[int]) -> tuple[str, str] | None:
-    kind = _type(owner)
+    kind = type_name(owner)
     if isinstance(owner, nn.MultiheadAttention):
         return ("bias", f"bias of {kind}") if "bias" in leaf else ("matrix", f"{leaf} of {kind}")
     if isinstance(owner, nn.RNNBase | nn.RNNCellBase):
         return ("bias", f"bias of {kind}") if leaf.startswith("bias") else ("matrix", f"{leaf} of {kind}")
-    if isinstance(owner, _TORCH_NORMS):
+    if isinstance(owner, _TORCH_NORMS) and (leaf == "bias" or leaf in _GAINS or _is_vector(shape)):
         return ("bias", f"bias of {kind}") if leaf == "bias" else ("norm", f"norm gain ({kind})")
     if isinstance(owner, _TORCH_LAYERS) and leaf == "weight":
         return "matrix", f"weight of {kind}"
@@ -144,7 +146,7 @@ def _by_owner(parts: list[str], leaf: str, owner: nn.Module, shape: Sequence[int
 
 
 def _free_standing(leaf: str, owner: nn.Module, shape: Sequence[int]) -> tuple[str, str]:
-    of = f"{leaf} of {_type(owner)}"
+    of = f"{leaf} of {type_name(owner)}"
     if _SSM.match(leaf) or (leaf in _SSM_BESIDE_A and any(n.startswith("A_log") for n in owner._parameters)):
         return "ssm", f"state-space parameter ({of})"
     if not _NOT_A_TABLE.search(leaf):
@@ -172,11 +174,10 @@ def _is_vector(shape: Sequence[int]) -> bool:
     return sum(n > 1 for n in shape) <= 1
 
 
-def _type(owner: nn.Module) -> str:
+def type_name(owner: nn.Module) -> str:
+    """The class's name, without the subclass that torch's parametrize (ParametrizedLinear) or FSDP2 makes (FSDPLinear)."""
     name = type(owner).__name__
-    # torch's parametrize makes a subclass called ParametrizedLinear; FSDP2 one called FSDPLinear.
-    for prefix in ("Parametrized", "FSDP"):
-        base = type(owner).__mro__[1].__name__
-        if name == prefix + base:
-            return base
+    for base in type(owner).__mro__[1:3]:
+        if name in (f"Parametrized{base.__name__}", f"FSDP{base.__name__}"):
+            return base.__name__
     return name

@@ -14,9 +14,9 @@ from torch.nn.parameter import is_lazy
 
 from lit_opt.errors import RecipeError
 from lit_opt.layer_depth import layer_ids
-from lit_opt.parameter_roles import ROLES, decide_role
+from lit_opt.parameter_roles import ROLES, decide_role, type_name
 
-_WRAPPERS = re.compile(r"(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)(?:\.|$)")
+_WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)(?:\.|$)")
 
 # Which role decides for a tensor that has several names: a tied head follows its embedding.
 _TIED_ORDER = ("embedding", "position")
@@ -123,7 +123,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
             ParamInfo(
                 name=name,
                 shape=shape,
-                owner=type(owner).__name__,
+                owner=type_name(owner),
                 role=role,
                 why=why,
                 trainable=parameter.requires_grad,
@@ -192,5 +192,5 @@ def _listed(modules: dict[str, nn.Module], names: list[str]) -> dict[str, str]:
                     short in entries
                     or any(glob in short if is_part else fnmatch.fnmatchcase(short, glob) for glob in globs)
                 ):
-                    listed.setdefault(name, f"{type(module).__name__}.{method}()")
+                    listed.setdefault(name, f"{type_name(module)}.{method}()")
     return listed

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from typing import Any
 
 from lit_opt.errors import RecipeError
+from lit_opt.optim.check import check_hyperparameters
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row
-from lit_opt.overrides import build_spec, find_problems
+from lit_opt.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Value
 from lit_opt.resolve_lr import resolve_lr
 from lit_opt.resolve_schedule import resolve_schedule
@@ -31,7 +32,7 @@ def resolve(
         facts: What is known of the run.
 
     Raises:
-        RecipeError: All problems at once, missing facts included.
+        RecipeError: All overrides and facts that are wrong, at once; where none is, all facts that are missing.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
@@ -56,8 +57,9 @@ def preview(
 
 
 def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *, complete: bool) -> ResolvedRecipe:
-    o = {key: value for key, value in overrides.items() if value is not None}
-    problems = find_problems(spec, o)
+    o = clean(overrides)
+    facts = RunFacts(**clean(asdict(facts)))
+    problems = [*find_problems(spec, o), *_fact_problems(facts)]
     if problems:
         raise RecipeError(problems)
     facts = _with_overrides(facts, o)
@@ -78,6 +80,12 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
     if layer_decay is not None:
         origins["layer_decay"] = _origin(o, "layer_decay", layer_decay, spec.layer_decay)
     origins["no_decay"] = Provenance(number=spec.no_decay.number, origin="recipe", value=spec.no_decay)
+    origins |= {f"fallback.{k}": Provenance(number=x, origin="yours") for k, x in o.get("fallback", {}).items()}
+    origins |= {f"parts.{k}": Provenance(number=v.number, origin="recipe", value=v) for k, v in spec.parts.items()}
+    hint = "a hint, no callback can set it"
+    origins |= {
+        f"hints.{k}": Provenance(number=v.number, origin="recipe", note=hint, value=v) for k, v in spec.hints.items()
+    }
     return ResolvedRecipe(
         name=spec.name,
         setting=spec.setting,
@@ -97,6 +105,16 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         facts=facts,
         provenance=origins,
     )
+
+
+def _fact_problems(facts: RunFacts) -> list[str]:
+    problems = []
+    for name, number in asdict(facts).items():
+        least = 0 if name == "parameter_count" else 1
+        fine = is_real(number) and number > 0 if name == "steps_per_epoch" else is_whole(number, least)
+        if number is not None and not fine:
+            problems.append(f"{name}: {number!r} is not allowed as a fact of a run; give a number from {least} up.")
+    return problems
 
 
 def _with_overrides(facts: RunFacts, o: Mapping[str, Any]) -> RunFacts:
@@ -128,10 +146,12 @@ def _hyperparameters(
         published, origin = {"weight_decay": own.weight_decay, **own.hyperparameters}, "registry"
     defaults = {k: v for k, v in row.hyperparameters.items() if k != "lr" and v is not REQUIRED} if row else {}
     given = {k: o[k] for k in ("weight_decay", "betas", "momentum") if k in o} | dict(o.get("optimizer_kwargs", {}))
+    if row is not None:
+        given, _ = check_hyperparameters(row, given)  # 0 becomes 0.0, a list of betas a tuple
+    elif "betas" in given:
+        given["betas"] = tuple(float(beta) for beta in given["betas"])
 
     numbers = defaults | {k: v.number for k, v in published.items()} | given
-    if "betas" in numbers:
-        numbers["betas"] = tuple(numbers["betas"])
     origins = {
         key: Provenance(
             number=number,
@@ -140,22 +160,19 @@ def _hyperparameters(
         )
         for key, number in numbers.items()
     }
+    origins.setdefault("weight_decay", Provenance(number=0.0, origin="default", note="the optimizer has none"))
     return float(numbers.pop("weight_decay", 0.0)), numbers, origins
 
 
 def _clip(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[ClipSpec | None, Provenance]:
     given = o.get("clip", spec.clip.number)
-    clip = ClipSpec(limit=float(given)) if isinstance(given, int | float) else build_spec(ClipSpec, given)
-    origin = _origin(o, "clip", clip.limit, spec.clip)
-    return (clip if clip.limit > 0 else None), origin
+    clip = build_spec(ClipSpec, {"limit": float(given)} if is_number(given) else given)
+    return (clip if clip.limit > 0 else None), _origin(o, "clip", clip.limit, spec.clip)
 
 
 def _ema(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[EMASpec | None, Provenance]:
     given = o.get("ema", spec.ema.number)
-    if given is True:
-        given = spec.ema.number or EMASpec().decay
-    if isinstance(given, bool | int | float):
-        ema = EMASpec(decay=float(given)) if given else None
-    else:
-        ema = build_spec(EMASpec, given)
-    return ema, _origin(o, "ema", ema.decay if ema else 0.0, spec.ema)
+    if isinstance(given, bool):
+        given = (spec.ema.number or EMASpec().decay) if given else 0.0
+    ema = build_spec(EMASpec, {"decay": float(given)} if is_number(given) else given)
+    return (ema if ema.decay > 0 else None), _origin(o, "ema", ema.decay, spec.ema)

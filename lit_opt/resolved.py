@@ -41,10 +41,14 @@ class Provenance:
 
     Args:
         number: What the run uses.
-        origin: "recipe", "yours", "registry" (the optimizer's own published value) or "default" (the
-            optimizer's default).
+        origin: "recipe", "yours", "registry" (the optimizer's own published value) or "default" (of the
+            optimizer, or of a kind of decay that is not the recipe's).
         note: Arithmetic or remark, such as "0.1 at 256 samples x 2 (linear) at 512".
-        value: The value it was read from, with unit, range, practice and source.
+        value: The published value it is, or takes the place of, with unit, range, practice and source.
+
+    Example:
+        >>> Provenance(number=0.05, origin="yours").value is None
+        True
     """
 
     number: Any
@@ -74,7 +78,14 @@ class ResolvedRecipe:
         parts: Learning-rate multipliers of a model's parts.
         hints: What a callback cannot set.
         facts: The facts it was resolved with.
-        provenance: Field -> origin.
+        provenance: Where each number comes from: "lr", "weight_decay", the keywords of the optimizer, "warmup",
+            "decay.final", "clip", "ema", "parts.projector", "hints.precision", ...
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> preview(get_recipe("cnn"), {"lr": 0.05}).provenance["lr"].origin
+        'yours'
     """
 
     name: str
@@ -130,4 +141,5 @@ def _plain(value: Any) -> Any:
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, tuple | list):
         return [_plain(item) for item in value]
-    return value
+    # Whatever a user's own optimizer takes: JSON and torch.load(weights_only=True) know plain types only.
+    return value if value is None or isinstance(value, bool | int | float | str) else repr(value)

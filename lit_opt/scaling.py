@@ -19,7 +19,7 @@ def batch_factor(batch: float, reference: float, rule: str, limit: float | None 
         reference: The batch that the base learning rate belongs to.
         rule: "none", "linear" (arXiv:1706.02677), "sqrt" (arXiv:2205.10287) or "linear_then_sqrt".
         limit: For "linear_then_sqrt" the batch where the rule changes; otherwise the batch above which the
-            factor stays.
+            rate stays.
 
     Raises:
         ValueError: Unknown rule, or a batch that is not positive.
@@ -32,14 +32,17 @@ def batch_factor(batch: float, reference: float, rule: str, limit: float | None 
         raise ValueError(f"rule: {rule!r} is unknown. Known: {', '.join(RULES)}.")
     if not (batch > 0 and reference > 0):
         raise ValueError(f"batch: {batch!r} and its reference {reference!r} have to be positive.")
+    return _curve(batch, rule, limit) / _curve(reference, rule, limit)
+
+
+def _curve(batch: float, rule: str, limit: float | None) -> float:
+    """What the rate is proportional to; the same curve for run and reference, wherever the limit lies."""
     if rule == "none":
         return 1.0
+    top = batch if limit is None else min(batch, limit)
     if rule == "linear_then_sqrt":
-        turn = reference if limit is None else limit
-        linear = min(batch, turn) / reference
-        return linear * math.sqrt(batch / turn) if batch > turn else linear
-    ratio = (min(batch, limit) if limit is not None else batch) / reference
-    return ratio if rule == "linear" else math.sqrt(ratio)
+        return top * math.sqrt(batch / top)
+    return top if rule == "linear" else math.sqrt(top)
 
 
 def scale_lr(
@@ -66,27 +69,26 @@ def scale_lr(
         (0.00025, '0.00025 at 256 samples, not scaled down at 64')
     """
     factor = batch_factor(batch, reference, rule, limit)
-    if rule == "none" or factor == 1.0:
-        return (
-            base,
-            f"{base:g} at {reference:,} {unit}, not scaled" if rule == "none" else f"{base:g} at {batch:,} {unit}",
-        )
-    if factor < 1.0 and not down:
-        return base, f"{base:g} at {reference:,} {unit}, not scaled down at {batch:,}"
-    lr = base * factor
-    words = f"{base:g} at {reference:,} {unit} x {factor:.4g} ({rule.replace('_', ' ')}) at {batch:,}"
-    if factor < 1.0 and lr < floor:
-        return min(base, floor), f"{words}, held at the low end {floor:g}"
+    start = f"{base:g} at {reference:,} {unit}"
+    if rule == "none":
+        return base, f"{start}, not scaled"
+    if batch == reference:
+        return base, start
+    if factor < 1.0 and (not down or base <= floor):
+        return base, f"{start}, not scaled down at {batch:,}"
+    words = f"{start} x {factor:.4g} ({rule.replace('_', ' ')}) at {batch:,}"
+    if factor < 1.0 and base * factor < floor:
+        return floor, f"{words}, held at the low end {floor:g}"
     if limit is not None and rule != "linear_then_sqrt" and batch > limit:
         words += f", the rule ends at {limit:,}"
-    return lr, words
+    return base * factor, words
 
 
 def pick_row(size: float, rows: Sequence[tuple[float, T]]) -> T:
-    """The value of the first row (upper limit, value) whose limit is not passed by `size`.
+    """The value of the first row (largest size, value) that `size` does not pass.
 
     Example:
-        >>> pick_row(500, [(100, "small"), (float("inf"), "large")])
-        'large'
+        >>> pick_row(100, [(100, "small"), (float("inf"), "large")])
+        'small'
     """
-    return next(value for limit, value in rows if size <= limit)
+    return next(value for largest, value in rows if size <= largest)

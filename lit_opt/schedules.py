@@ -9,7 +9,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-KINDS = ("cosine", "linear", "polynomial", "step", "constant", "wsd")
+# Kind -> the fields of a DecaySpec that it uses.
+FIELDS_OF_KIND: dict[str, tuple[str, ...]] = {
+    "cosine": ("final",),
+    "linear": ("final",),
+    "polynomial": ("final", "power"),
+    "step": ("milestones", "gamma"),
+    "constant": (),
+    "wsd": ("final", "cooldown"),
+}
+KINDS = tuple(FIELDS_OF_KIND)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,8 +68,8 @@ def factor(schedule: Schedule, step: int) -> float:
         return s.gamma ** sum(step >= m for m in s.milestones)
     if s.total_steps is None:
         raise ValueError(f"total_steps: the schedule {s.kind!r} needs a horizon.")
-    start = max(s.warmup_steps, s.total_steps - s.cooldown_steps) if s.kind == "wsd" else s.warmup_steps
-    progress = min(1.0, max(0.0, (step - start) / max(1, s.total_steps - start)))
+    start = s.total_steps - s.cooldown_steps if s.kind == "wsd" else s.warmup_steps
+    progress = 1.0 if step >= s.total_steps else max(0.0, (step - start) / (s.total_steps - start))
     return s.final + (1.0 - s.final) * _remaining(s, progress)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from lit_opt.resolved import ResolvedRecipe
+from lit_opt.resolved import Provenance, ResolvedRecipe
 
 
 def as_text(*renderables: RenderableType, width: int = 110) -> str:
@@ -44,16 +44,36 @@ def number(x: Any) -> str:
 
 
 def recipe_table(resolved: ResolvedRecipe) -> Table:
-    """The resolved recipe, one row a value: number, where it comes from, arithmetic, range."""
+    """The resolved recipe, one row a value: number, where it comes from, arithmetic, range.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> text = as_text(recipe_table(preview(get_recipe("llm"), {"lr": 1e-3})))
+        >>> [line.split() for line in text.splitlines() if line.startswith("lr")][0][:3]
+        ['lr', '0.001', 'yours']
+    """
     table = Table(title=f"Recipe {resolved.name}", title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for column in ("value", "number", "from", "note"):
         table.add_column(column, overflow="fold")
     for key, p in resolved.provenance.items():
         if key == "no_decay":
             continue
-        judged = p.value.judge(p.number) if p.value and key in ("lr", "weight_decay") else ""
-        judged = judged if judged.startswith("outside") else ""
-        table.add_row(key, number(p.number), p.origin, "; ".join(part for part in (p.note, judged) if part))
+        notes = (p.note, _replaced(p), _outside(key, p))
+        table.add_row(key, number(p.number), p.origin, "; ".join(note for note in notes if note))
     if resolved.schedule is not None and resolved.schedule.total_steps is not None:
         table.add_row("total_steps", number(resolved.schedule.total_steps), "run", "")
     return table
+
+
+def _replaced(p: Provenance) -> str:
+    """The published value that a user's takes the place of."""
+    if p.origin != "yours" or p.value is None or p.number == p.value.number:
+        return ""
+    return f"instead of {number(p.value.number)} ({p.value.unit})"
+
+
+def _outside(key: str, p: Provenance) -> str:
+    """The range that a number has left; a warmup's is in its note, because it is counted in steps here."""
+    judged = p.value.judge(p.number) if p.value and key != "warmup" else ""
+    return judged if judged.startswith("outside") else ""

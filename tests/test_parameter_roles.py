@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from lit_opt.parameter_roles import ROLES
+from lit_opt.parameter_roles import ROLES, type_name
 from lit_opt.parameter_snapshot import snapshot_parameters
 from lit_opt.recipes import get_recipe
 
@@ -67,8 +67,21 @@ def test_attention_and_recurrent_layers():
 
 @pytest.mark.parametrize(
     "kind",
-    ["LlamaRMSNorm", "T5LayerNorm", "LayerNorm2d", "RmsNorm", "GroupNormAct", "BatchNormAct2d", "MambaRMSNormGated"]
-    + ["RMSNorm", "EvoNorm2dB0", "NemotronLayerNorm1P", "GlobalResponseNorm", "ConvNextV2GRN", "Wav2Vec2LayerNorm"],
+    [
+        "LlamaRMSNorm",
+        "T5LayerNorm",
+        "LayerNorm2d",
+        "RmsNorm",
+        "GroupNormAct",
+        "BatchNormAct2d",
+        "MambaRMSNormGated",
+        "RMSNorm",
+        "EvoNorm2dB0",
+        "NemotronLayerNorm1P",
+        "GlobalResponseNorm",
+        "ConvNextV2GRN",
+        "Wav2Vec2LayerNorm",
+    ],
 )
 def test_norms_by_class_name(kind):
     assert roles(holder(kind, weight=(4,), bias=(4,))) == {"weight": "norm", "bias": "bias"}
@@ -83,6 +96,15 @@ def test_heads_called_norm_are_matrices(kind):
     assert roles(holder(kind, weight=(10, 8))) == {"weight": "matrix"}
 
 
+def test_an_extra_matrix_in_a_norm_is_no_gain():
+    class ProjectedNorm(nn.LayerNorm):
+        def __init__(self):
+            super().__init__(4)
+            self.mix = nn.Parameter(torch.zeros(4, 4))
+
+    assert roles(ProjectedNorm()) == {"weight": "norm", "bias": "bias", "mix": "matrix"}
+
+
 def test_own_linear_classes_with_one_output_are_matrices_and_free_vectors_are_not():
     assert roles(holder("BitLinear", weight=(1, 8))) == {"weight": "matrix"}
     assert roles(holder("ColumnParallelLinear", weight=(8, 8), bias=(8,))) == {"weight": "matrix", "bias": "bias"}
@@ -91,7 +113,7 @@ def test_own_linear_classes_with_one_output_are_matrices_and_free_vectors_are_no
 
 def test_an_attribute_called_norm_that_is_a_linear():
     module = nn.ModuleDict({"norm": nn.Linear(4, 4), "embedding": nn.Linear(4, 4), "bias": nn.Linear(4, 4)})
-    assert set(r for n, r in roles(module).items() if n.endswith(".weight")) == {"matrix"}
+    assert {r for n, r in roles(module).items() if n.endswith(".weight")} == {"matrix"}
 
 
 def test_a_container_called_norm_owns_nothing():
@@ -124,6 +146,10 @@ def test_a_container_called_norm_owns_nothing():
         ("pos_proj", (8, 8), "matrix"),
         ("posterior", (8, 8), "matrix"),
         ("relation", (8, 8), "matrix"),
+        ("rel", (3, 8, 8), "matrix"),
+        ("width_rel", (15, 8), "position"),
+        ("cls_logits", (8, 8), "matrix"),
+        ("tokens_to_logits", (8, 8), "matrix"),
         ("released_weight", (8, 8), "matrix"),
         ("cls_token", (1, 1, 8), "token"),
         ("reg_token", (1, 4, 8), "token"),
@@ -196,6 +222,19 @@ def test_other_parametrizations_keep_the_role_of_what_they_wrap():
     assert roles(spectral_norm(nn.Linear(4, 1)))["weight_orig"] == "matrix"
 
 
+def test_a_parametrization_of_two_matrices_is_no_weight_norm():
+    class LowRank(nn.Module):
+        def forward(self, left, right):
+            return left @ right
+
+        def right_inverse(self, weight):
+            return weight.detach().clone(), torch.eye(weight.shape[1])
+
+    module = nn.Linear(4, 4, bias=False)
+    nn.utils.parametrize.register_parametrization(module, "weight", LowRank(), unsafe=True)
+    assert set(roles(module).values()) == {"matrix"}
+
+
 def test_parameter_lists_and_dicts_take_the_name_of_the_list():
     class Net(nn.Module):
         def __init__(self):
@@ -227,3 +266,12 @@ def test_lora_by_hand():
         "lora_B.default.bias": "bias",
         "lora_embedding_A.default": "adapter",
     }
+
+
+def test_subclasses_that_torch_makes_keep_the_name_of_the_class():
+    class FSDPModule:
+        pass
+
+    linear = type("FSDPLinear", (FSDPModule, nn.Linear), {})(2, 2)
+    assert type_name(linear) == type_name(parametrizations.spectral_norm(nn.Linear(2, 2))) == "Linear"
+    assert type_name(nn.Linear(2, 2)) == "Linear"

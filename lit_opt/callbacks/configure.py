@@ -11,7 +11,7 @@ from torch.optim import Optimizer
 
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.optim import build
-from lit_opt.overrides import class_keywords
+from lit_opt.overrides_optimizer import class_keywords
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
@@ -61,8 +61,9 @@ def configure_run(
     name_of = {id(p): name for name, p in named}
     names = [{"name": g["name"], "params": [name_of[id(p)] for p in g["params"]]} for g in param_groups]
     optimizer = _optimizer(resolved, param_groups)
-    if resolved.clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-        # A fused step that unscales by itself would be clipped before it (Lightning#21435).
+    if getattr(optimizer, "_step_supports_amp_scaling", False):
+        # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
+        # the module's own method (Lightning#21435).
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
     options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
     assert resolved.schedule is not None

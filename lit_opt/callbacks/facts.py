@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lit_opt.errors import RecipeError
 from lit_opt.resolved import RunFacts
 
 
@@ -14,8 +15,20 @@ def run_facts(trainer: Any, parameter_count: int) -> RunFacts:
     Args:
         trainer: A Lightning Trainer inside `fit`.
         parameter_count: Trainable parameters without the embeddings.
+
+    Raises:
+        RecipeError: The training loader has no batch.
     """
-    total = total_steps(trainer)  # also sets up the loaders
+    # Lightning does this when it estimates the horizon, but not for max_steps alone.
+    trainer.fit_loop.setup_data()
+    if trainer.num_training_batches == 0:
+        raise RecipeError(
+            [
+                "train_dataloader: it has no batch, so there is nothing to optimize. Check the dataset's length, "
+                "drop_last with a batch_size above it, and Trainer(limit_train_batches=...)."
+            ]
+        )
+    total = total_steps(trainer)
     size = data_parallel_size(trainer)
     per_process = loader_batch_size(trainer.train_dataloader)
     accumulation = _accumulation(trainer, epoch=0)

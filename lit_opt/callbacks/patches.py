@@ -4,51 +4,82 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from types import MethodType
 from typing import Any
 
 from lit_opt.errors import RecipeError
 
-_MARK = "_lit_opt_recipe"
+
+class Patched:
+    """A method in an instance's dictionary, for the length of a run.
+
+    Copies and pickles hold what was there before: they are unpatched and never reach back to the original.
+    Lightning's `is_overridden` reads `__wrapped__`.
+
+    Args:
+        module: The module that has it.
+        name: Of the method.
+        function: Called with the module first.
+        owner: The recipe.
+    """
+
+    def __init__(self, module: Any, name: str, function: Callable[..., Any], owner: object) -> None:
+        self.module, self.__name__, self.__wrapped__, self.owner = module, name, function, owner
+        self.before = module.__dict__.get(name)
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.__wrapped__(self.module, *args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return (getattr, (self.module, self.__name__)) if self.before is None else (_same, (self.before,))
 
 
 class Patches:
-    """Instance methods installed on one module, in order; `remove` leaves the module as it was found.
-
-    A patched function carries the name of the method: a bound method pickles as getattr(module, name), so an
-    unpickled module is simply unpatched.
-    """
+    """Instance methods installed on one module, in order; `remove` leaves the module as it was found."""
 
     def __init__(self) -> None:
-        self._installed: list[tuple[Any, str, Any]] = []
+        self._installed: list[Patched] = []
 
     def install(self, module: Any, name: str, function: Callable[..., Any], owner: object = None) -> None:
         """Put `function(module, ...)` in the place of the method `name`."""
-        function.__name__ = name
-        setattr(function, _MARK, owner)
-        self._installed.append((module, name, module.__dict__.get(name)))
-        setattr(module, name, MethodType(function, module))
+        patched = Patched(module, name, function, owner)
+        self._installed.append(patched)
+        module.__dict__[name] = patched
 
     def remove(self) -> None:
         """Take off what was installed, last first. Safe to call twice."""
         while self._installed:
-            module, name, before = self._installed.pop()
-            if before is None:
-                module.__dict__.pop(name, None)
+            patched = self._installed.pop()
+            if patched.before is None:
+                patched.module.__dict__.pop(patched.__name__, None)
             else:
-                setattr(module, name, before)
+                patched.module.__dict__[patched.__name__] = patched.before
 
-    def __bool__(self) -> bool:
-        return bool(self._installed)
 
-    def __getstate__(self) -> dict[str, Any]:
-        # Patches live in one process; a copy of the module is unpatched.
-        return {"_installed": []}
+class Attached:
+    """A module's `configure_callbacks` that also gives a recipe. Copies and pickles of the module keep theirs."""
+
+    def __init__(self, module: Any, recipe: Any) -> None:
+        self.module, self.recipe = module, recipe
+        self.before = module.__dict__.get("configure_callbacks")
+
+    def __call__(self) -> list[Any]:
+        own = self.before() if self.before is not None else type(self.module).configure_callbacks(self.module)
+        callbacks = [*(own if isinstance(own, list | tuple) else [own]), self.recipe]
+        trainer = self.module._trainer
+        if trainer is not None:
+            # Lightning lets a module's callback replace a Trainer's of the same type, without a word.
+            refuse_other_owners(self.module, self.recipe, [*trainer.callbacks, *callbacks])
+            self.recipe.open(trainer, self.module)
+        return callbacks
 
 
 def patched_by(module: Any, name: str) -> object:
     """The recipe that patched this method, or None."""
-    return getattr(getattr(module.__dict__.get(name), "__func__", None), _MARK, None)
+    return getattr(module.__dict__.get(name), "owner", None)
+
+
+def _same(x: Any) -> Any:
+    return x
 
 
 def is_overridden(module: Any, name: str) -> bool:

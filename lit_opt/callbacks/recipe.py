@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any, Literal
 
-from lightning.pytorch.callbacks import Callback
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt import recipes
+from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
+from lit_opt.callbacks.ema import EMA
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
-from lit_opt.callbacks.patches import Patches, refuse_other_owners
+from lit_opt.callbacks.owns_ema import OwnsEMA
+from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.overrides import find_problems
@@ -23,7 +26,7 @@ from lit_opt.resolve import preview
 from lit_opt.resolved import ResolvedRecipe, RunFacts
 
 
-class Recipe(Callback):
+class Recipe(OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
@@ -127,7 +130,8 @@ class Recipe(Callback):
         self.on_resume = on_resume
         self.run: Configured | None = None
         self._session: Session | None = None
-        self._attached = Patches()
+        averaging = preview(self.spec, self.overrides).ema
+        self.ema = EMA(**asdict(averaging)) if averaging is not None else None
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.name!r})"
@@ -160,18 +164,7 @@ class Recipe(Callback):
             >>> module.configure_callbacks()
             [Recipe('cnn')]
         """
-        before = module.configure_callbacks
-        recipe = self
-
-        def configure_callbacks(self: Any) -> list[Any]:
-            own = before()
-            callbacks = [*(own if isinstance(own, list | tuple) else [own]), recipe]
-            if self._trainer is not None:
-                # Lightning lets a module's callback replace a Trainer's of the same type, without a word.
-                refuse_other_owners(self, recipe, [*self._trainer.callbacks, *callbacks])
-            return callbacks
-
-        self._attached.install(module, "configure_callbacks", configure_callbacks, owner=self)
+        module.__dict__["configure_callbacks"] = Attached(module, self)
         return module
 
     def configure_optimizers(self, module: Any) -> dict[str, Any]:
@@ -265,13 +258,15 @@ class Recipe(Callback):
         self.__dict__["_log"] = function
         module = getattr(function, "__self__", None)
         if module is not None:
-            self._open(module.trainer, module)
+            self.open(module.trainer, module)
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Install the recipe, should a future Lightning not assign `log` any more."""
-        self._open(trainer, pl_module)
+        self.open(trainer, pl_module)
+        super().setup(trainer, pl_module, stage)
 
-    def _open(self, trainer: Any, module: Any) -> None:
+    def open(self, trainer: Any, module: Any) -> None:
+        """Put the recipe on the module, once for each `fit`; Lightning's hooks call it."""
         if trainer.state.fn != "fit" or self._session is not None:
             return
         self.run = None
@@ -281,11 +276,13 @@ class Recipe(Callback):
         """Apply the rates of this step, also after a checkpoint was loaded."""
         assert self._session is not None
         self._session.start()
+        super().on_train_start(trainer, pl_module)
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Restore the random states of a checkpoint before the first batch."""
+    def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
+        """Continue the random states of a checkpoint that was written at the end of an epoch."""
         assert self._session is not None
-        self._session.first_batch()
+        self._session.epoch_start()
+        super().on_train_epoch_start(trainer, pl_module)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""
@@ -298,18 +295,27 @@ class Recipe(Callback):
         assert self._session is not None
         if not pl_module.automatic_optimization:
             self._session.step_schedule()
+        super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's recipe with this one."""
         if self._session is not None:
             self._session.load(checkpoint)
 
+    def on_save_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
+        """Put the recipe into a checkpoint that is saved after `fit`, when it is off the module again."""
+        super().on_save_checkpoint(trainer, pl_module, checkpoint)
+        if self._session is None and self.run is not None and self.run.optimizer in trainer.optimizers:
+            checkpoint[resume.KEY] = resume.pack(self.run.resolved, self.run.group_names, full=True)
+
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
+        super().teardown(trainer, pl_module, stage)
         self._close()
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """Leave the module as it was found; Lightning calls no teardown after an exception."""
+        super().on_exception(trainer, pl_module, exception)
         self._close()
 
     def _close(self) -> None:

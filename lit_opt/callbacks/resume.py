@@ -12,11 +12,12 @@ import torch.distributed as dist
 
 from lit_opt.errors import RecipeError
 from lit_opt.resolved import ResolvedRecipe
+from lit_opt.schedules import FIELDS_OF_KIND
 
 KEY = "lit_opt"
 FORMAT = 1
 
-# The horizon is a fact of the run: extending it is not another recipe.
+# The horizon is a fact of the run: extending it is not another recipe, and these may follow from it.
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
 _COMPARED = (
     "name", "optimizer", "lr", "weight_decay", "hyperparameters", "schedule", "clip", "ema", "layer_decay",
@@ -47,13 +48,14 @@ def differences(saved: Mapping[str, Any], resolved: ResolvedRecipe) -> tuple[lis
     now = resolved.as_dict()
     settings: list[str] = []
     facts: list[str] = []
+    extended = (saved.get("schedule") or {}).get("total_steps") != (now.get("schedule") or {}).get("total_steps")
     for key in _COMPARED:
         old, new = saved.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             for name in sorted({*old, *new}):
                 if old.get(name) != new.get(name):
                     line = f"{key}.{name}: {_show(old.get(name))} in the checkpoint, {_show(new.get(name))} now"
-                    (facts if key == "schedule" and name in _FACTS else settings).append(line)
+                    (facts if extended and key == "schedule" and name in _FACTS else settings).append(line)
         elif old != new:
             settings.append(f"{key}: {_show(old)} in the checkpoint, {_show(new)} now")
     return settings, facts
@@ -93,10 +95,11 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     schedule = saved["schedule"]
     hyperparameters = dict(saved["hyperparameters"])
     total = schedule["total_steps"]
-    decay = {key: schedule[key] for key in ("kind", "final", "power", "gamma")}
-    if schedule["milestones"] and total:
+    used = FIELDS_OF_KIND[schedule["kind"]]
+    decay: dict[str, Any] = {key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used}
+    if "milestones" in used and total:
         decay["milestones"] = tuple(m / total for m in schedule["milestones"])
-    if schedule["cooldown_steps"]:
+    if "cooldown" in used and schedule["cooldown_steps"]:
         decay["cooldown"] = schedule["cooldown_steps"]
     overrides = {key: given[key] for key in ("batch_size", "batch_tokens", "total_steps") if key in given}
     overrides |= {

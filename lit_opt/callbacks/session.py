@@ -13,11 +13,12 @@ from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
+from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance
+from lit_opt.resolved import Provenance, ResolvedRecipe
 from lit_opt.show import as_text, recipe_table
 
 if TYPE_CHECKING:
@@ -44,8 +45,10 @@ class Session:
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
         self._loaded: dict[str, Any] | None = None
-        self._restart = False
+        self._replay: Replay | None = None
         self._trainer_clip: Any = None
+        self._unscaling: list[Any] = []
+        self._clips = self._clips_itself = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
@@ -89,7 +92,7 @@ class Session:
                     f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
                     f"({self.clip.limit:g}) is off."
                 )
-                self.clip = None
+                self.clip, self._clips_itself = None, True
         if problems:
             raise RecipeError(problems)
 
@@ -109,9 +112,6 @@ class Session:
         def configure_optimizers(self: Any) -> dict[str, Any]:
             return session.configure()
 
-        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
-            session.clip_gradients(optimizer)
-
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
         if is_overridden(module, "configure_model"):
@@ -124,8 +124,17 @@ class Session:
             self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
         if not self.keeps_theirs:
             self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
-        if self.clip is None:
+        self._install_clipping()
+
+    def _install_clipping(self) -> None:
+        if self.clip is None or self._clips:
             return
+        self._clips = True
+        session, module = self, self.module
+
+        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
+            session.clip_gradients(optimizer)
+
         if type(self.trainer.strategy).__name__ == "DeepSpeedStrategy":
             # It clips by itself, from the value that its config is formatted with in strategy.setup.
             self._trainer_clip = (self.trainer.gradient_clip_val,)
@@ -138,12 +147,20 @@ class Session:
         if self._snapshot is None or not _is_flattened(self.module):
             self._snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
-        if self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded:
+        theirs = self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded
+        if self._loaded is not None and theirs:
+            resume.check_format(self._loaded[resume.KEY])
             name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
             spec, overrides = get_recipe(name), saved
+            self.recipe.follow_ema(preview(spec, overrides).ema)
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
+        if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
+            run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
+        if theirs and not self._clips_itself:
+            self.clip = run.resolved.clip  # the checkpoint's
+            self._install_clipping()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -169,7 +186,7 @@ class Session:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
-        self._restart = True
+        self._replay = Replay(self.trainer, self._restore_rng)
         self._check_loaded()
 
     def _check_loaded(self) -> None:
@@ -192,24 +209,29 @@ class Session:
 
     def start(self) -> None:
         """Re-apply rates and options that loading the optimizer's state may have overwritten."""
-        if self.run is None:
-            return
-        if self._restart:
-            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
-                group.update(options)
-            if not resume.data_are_exact(self.trainer):
+        if self._replay is not None:
+            if self._replay.is_mid_epoch() and not resume.data_are_exact(self.trainer):
                 rank_zero_info(
                     f"{self.recipe!r}, resumed: the training loader cannot restore its position (no state_dict), so the "
                     "batches from here on are not those of an uninterrupted run."
                 )
+            self._replay.train_start()
+        if self.run is None:
+            self._let_lightning_unscale()
+            return
+        if self._replay is not None:
+            for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
+                group.update(options)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
-    def first_batch(self) -> None:
-        """Restore the random states: after the loaders were made, which draw from them."""
-        if not self._restart:
-            return
-        self._restart = False
+    def epoch_start(self) -> None:
+        """Continue the random states and the order of the batches at the start of an epoch."""
+        if self._replay is not None:
+            self._replay.epoch_start()
+            self._replay = None
+
+    def _restore_rng(self) -> None:
         saved = (self._loaded or {}).get(resume.KEY)
         self._loaded = None
         if saved is not None and not resume.restore_rng(saved):
@@ -223,6 +245,13 @@ class Session:
         if self.clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
             clip_gradients(parameters, self.clip, root=_fsdp1_root(self.trainer))
+
+    def _let_lightning_unscale(self) -> None:
+        """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
+        for optimizer in self.trainer.optimizers:
+            if self.clip is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+                optimizer._step_supports_amp_scaling = False
+                self._unscaling.append(optimizer)
 
     def step_schedule(self) -> None:
         """Follow the global step under manual optimization, where Lightning does not step schedulers."""
@@ -248,9 +277,19 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        while self._unscaling:
+            self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
+
+
+def _from_checkpoint(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
+    origins = {
+        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
+    }
+    return replace(resolved, provenance=origins)
 
 
 def _is_flattened(module: Any) -> bool:

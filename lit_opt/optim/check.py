@@ -136,4 +136,6 @@ def _hint(value: object) -> str:
     except ValueError:
         return ""
     mantissa, _, exponent = value.partition("e")
-    return f" Without quotes; in YAML write {mantissa}.0e{exponent}." if exponent else f" Write {number:g}."
+    if exponent and "." not in mantissa:
+        return f" Without quotes; in YAML write {mantissa}.0e{exponent}."
+    return f" Write {number:g} without quotes."

@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD, Optimizer
+from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
+from lit_opt.optim.implementation import choose_implementation, keep_implementation
 from lit_opt.optim.registry import get_row
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 
-Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[dict[str, Any]]
+Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
 
 _PARAMS_ALLOWED = "Allowed: an iterable of tensors, of (name, tensor) pairs, or of group dicts with 'params'"
 
@@ -40,7 +41,11 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
             duplicated parameter, a tensor that is not a leaf, a group of another algorithm. All problems at once.
 
     Layer-wise methods (lars, lamb) adapt every group, also with weight_decay=0. A group dict that sets
-    weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt".
+    weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt". A group
+    that comes later through add_param_group adapts unless it has always_adapt=False.
+
+    Gradients that are assigned by hand need the strides of their parameter, as autograd's have: torch's fused CPU
+    kernels misread others (torch 2.15).
 
     Example:
         >>> import torch
@@ -72,7 +77,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     problems += check_nesterov(row, defaults)
     for where, group in groups:
         if {"momentum", "nesterov"} & group.keys():
-            problems += [p for p in check_nesterov(row, defaults | group, where=where) if where + p not in problems]
+            problems += check_nesterov(row, defaults | group, where=where)
     if problems:
         raise RecipeError(problems)
 
@@ -86,14 +91,13 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     nesterov = bool(row.fixed.get("nesterov")) or any((defaults | group).get("nesterov") for _, group in groups)
     tensors = [tensor for _, group in groups for tensor in _tensors(group)]
     factory = _load(row)
-    options = defaults | dict(row.fixed) | dict(row.decayed_group) | _implementation(row, factory, tensors, nesterov)
+    options = (
+        defaults | dict(row.fixed) | dict(row.decayed_group) | choose_implementation(row, tensors, nesterov=nesterov)
+    )
     optimizer = factory([group for _, group in groups], **options)
     # add_param_group fills in what a group lacks from here.
     optimizer.defaults["algorithm"] = row.name
-    if getattr(optimizer, "_step_supports_amp_scaling", False):
-        # torch's fused classes unscale p.grad in place under a GradScaler, and Lightning <= 2.6 refuses to clip for
-        # them under 16-mixed and bf16-mixed (lightning#21435). Without the flag both treat them like any other.
-        optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
+    keep_implementation(optimizer)
     return optimizer
 
 
@@ -112,19 +116,24 @@ def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str
     if not all(isinstance(entry, Mapping) for entry in entries):
         return [], [f"params: group dicts and tensors are mixed. {_PARAMS_ALLOWED}."]
 
-    groups, problems, names = [], [], set()
+    groups: list[tuple[str, dict[str, Any]]] = []
+    problems: list[str] = []
+    names: list[object] = []
     for index, entry in enumerate(entries):
-        group = dict(entry)
+        group = {key: value for key, value in entry.items() if key not in ("name", "algorithm") or value is not None}
         name = group.get("name")
         where = f"groups[{index}]{f' ({name!r})' if name is not None else ''}: "
         if name is not None and name in names:
             problems.append(f"{where}name: {name!r} is used twice. Group names have to differ.")
-        names.add(name)
+        names.append(name)
         tensors = group.get("params", ())
-        group["params"] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
-        if "params" not in entry:
+        if isinstance(tensors, Mapping | str | set | frozenset) or not isinstance(tensors, Iterable):
+            problems.append(f"{where}params: {type(tensors).__name__} is not a list of tensors.")
+            tensors = ()
+        elif "params" not in group:
             problems.append(f"{where}has no 'params'.")
-        elif not group["params"]:
+        group["params"] = [tensors] if isinstance(tensors, Tensor) else list(tensors)
+        if not group["params"] and not (problems and problems[-1].startswith(where)):
             problems.append(f"{where}params: empty. Leave the group out.")
         problems += _entry_problems(group["params"], where)
         if group.get("algorithm", row.name) != row.name:
@@ -139,14 +148,14 @@ def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str
 def _entry_problems(entries: list[Any], where: str) -> list[str]:
     pairs = [isinstance(e, tuple) and len(e) == 2 and isinstance(e[0], str) for e in entries]
     tensors = [e[1] if pair else e for e, pair in zip(entries, pairs, strict=True)]
-    wrong = [f"{where}{type(t).__name__} is not a tensor. {_PARAMS_ALLOWED}." for t in tensors if not _is_tensor(t)]
+    wrong = [
+        f"{where}{type(tensor).__name__} is not a tensor. {_PARAMS_ALLOWED}."
+        for tensor in tensors
+        if not isinstance(tensor, Tensor)
+    ]
     if any(pairs) and not all(pairs):
         wrong.append(f"{where}named and unnamed tensors are mixed. Name all of them, or none.")
     return wrong[:1]
-
-
-def _is_tensor(entry: object) -> bool:
-    return isinstance(entry, Tensor)
 
 
 def _tensors(group: Mapping[str, Any]) -> list[Tensor]:
@@ -194,21 +203,3 @@ def _load(row: OptimizerRow) -> type[Optimizer]:
     factory = getattr(importlib.import_module(module), attribute)
     assert isinstance(factory, type) and issubclass(factory, Optimizer)
     return factory
-
-
-def _implementation(
-    row: OptimizerRow, factory: type[Optimizer], tensors: list[Tensor], nesterov: bool
-) -> dict[str, bool]:
-    """Which of torch's implementations to ask for; empty leaves the choice to the library.
-
-    SGD never gets fused=True, though it wins on a CPU (benchmarks/results/optimizer_step.md): it fails on DTensor,
-    and raises a TypeError once a parameter has its first gradient later than the others (torch 2.15).
-    """
-    if factory is SGD and nesterov:
-        # torch's foreach form adds the momentum into p.grad where weight_decay is 0.
-        return {"foreach": False}
-    devices = {tensor.device.type for tensor in tensors}
-    # The fused CPU kernels walk memory, not indices: with a gradient or a state of other strides than the
-    # parameter's the result is wrong without a word (torch 2.15).
-    plain = all(tensor.is_floating_point() and tensor.is_contiguous() for tensor in tensors)
-    return {"fused": True} if row.fused and plain and devices in ({"cpu"}, {"cuda"}) else {}

@@ -13,7 +13,7 @@ from lit_opt.recipes.schema import RecipeSpec
 ALIASES = {"large_batch": "large_batch/lars"}
 
 # Settings that are complete as data while a part of the package that they need is still missing.
-NOT_BUILT = {"diffusion": "EMA", "vlm": "the learning-rate multipliers of a model's parts"}
+NOT_BUILT = {"vlm": "the learning-rate multipliers of a model's parts"}
 
 _NOT_SETTINGS = {"schema", "common"}
 
@@ -21,8 +21,13 @@ _NOT_SETTINGS = {"schema", "common"}
 @cache
 def _all_recipes() -> dict[str, RecipeSpec]:
     modules = (m.name for m in pkgutil.iter_modules(__path__) if m.name not in _NOT_SETTINGS)
-    specs = (s for m in modules for s in importlib.import_module(f"{__name__}.{m}").RECIPES)
-    return {spec.name: spec for spec in specs}
+    found: dict[str, RecipeSpec] = {}
+    for module in modules:
+        for spec in importlib.import_module(f"{__name__}.{module}").RECIPES:
+            if spec.name in found:
+                raise ValueError(f"recipes/{module}.py: the name {spec.name!r} is taken; give each recipe its own.")
+            found[spec.name] = spec
+    return found
 
 
 def list_recipes() -> list[str]:
@@ -59,7 +64,7 @@ def get_recipe(name: str) -> RecipeSpec:
         0.1
     """
     recipes = _all_recipes()
-    resolved = ALIASES.get(name, name)
+    resolved = ALIASES.get(name, name) if isinstance(name, str) else ""
     if resolved not in recipes:
         raise RecipeError(
             [

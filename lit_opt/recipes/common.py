@@ -77,7 +77,6 @@ DECAYS = {
     ),
     "step": Decay(
         kind=_kind("step", "mmpretrain imagenet_bs256.py"),
-        final=_final(0.001, "three factors of 0.1"),
         milestones=Value(
             (1 / 3, 2 / 3, 8 / 9),
             unit="fractions of the run",
@@ -86,7 +85,7 @@ DECAYS = {
         ),
         gamma=Value(0.1, unit="factor", common_practice="0.1", source="mmpretrain imagenet_bs256.py"),
     ),
-    "constant": Decay(kind=_kind("constant", "DiT, SiT"), final=_final(1.0, "DiT, SiT")),
+    "constant": Decay(kind=_kind("constant", "DiT, SiT")),
     "wsd": Decay(
         kind=_kind("wsd", "torchtitan lr_scheduler.py:49, SmolLM3 stage1_8T.yaml"),
         final=_final(0.0, "SmolLM3 stage1_8T.yaml"),

@@ -73,7 +73,6 @@ RECIPES = (
                 common_practice="constant; cosine in diffusers' unconditional example",
                 source="DiT, SiT, LightningDiT, torchtitan flux",
             ),
-            final=Value(1.0, unit="fraction of the peak", common_practice="1", source="DiT, SiT, LightningDiT"),
         ),
         clip=Value(
             1.0,

@@ -28,7 +28,7 @@ def _lars_lr(lr: float) -> Value:
     return Value(
         lr,
         unit="peak, times the trust ratio",
-        common_practice="10 below 16k, 25 below 32k, 31.2 above; NVIDIA 21.6 at 34,560 in another unit",
+        common_practice="10 below 16,384, 25 below 32,768, 31.2 from there; NVIDIA 21.6 at 34,560 in another unit",
         source=_MLPERF,
     )
 
@@ -42,7 +42,7 @@ LARS = replace(
     optimizer=Value("lars", unit="registry name", common_practice="LARS above 8k to 32k", source="arXiv:1708.03888"),
     lr=LearningRate(
         base=_lars_lr(10.0),
-        by_batch=((16384, _lars_lr(10.0)), (32768, _lars_lr(25.0)), (float("inf"), _lars_lr(31.2))),
+        by_batch=((16383, _lars_lr(10.0)), (32767, _lars_lr(25.0)), (float("inf"), _lars_lr(31.2))),
         scaling=Scaling(
             rule=Value("none", unit="rule", common_practice="a table by batch", source=_MLPERF),
             reference_batch=Value(4096, unit="images", common_practice="4096 or more", source=_MLPERF),
@@ -50,7 +50,7 @@ LARS = replace(
         ),
     ),
     weight_decay=Value(
-        2e-4, unit="inside the trust ratio", common_practice="2e-4; 5e-5 to 1e-4 elsewhere", source=_MLPERF
+        2e-4, unit="inside the trust ratio", common_practice="2e-4; NVIDIA 1e-4 at 64,400", source=_MLPERF
     ),
     hyperparameters={
         "momentum": Value(0.9, unit="decay of the velocity per step", common_practice="0.9 to 0.95", source=_MLPERF),
@@ -61,7 +61,7 @@ LARS = replace(
         length=Value(
             0.08,
             unit="fraction of the run",
-            common_practice="5 of 64 epochs below 32k, 25 epochs above",
+            common_practice="5 epochs below 32,768 images, 25 epochs from there",
             source=_MLPERF,
         ),
         start=Value(0.0, unit="fraction of the peak", common_practice="0", source=_MLPERF),
@@ -115,6 +115,13 @@ LAMB = replace(
         start=WARMUP_START,
     ),
     decay=Decay(kind=COSINE, final=TO_ZERO),
+    # These rates were published with LAMB's own limit; the registry row turns that off, so that it is set once, here.
+    clip=Value(
+        1.0,
+        unit="global gradient norm, 0 is off",
+        common_practice="1.0, inside the optimizer in timm, apex and NVIDIA's BERT",
+        source="timm/optim/lamb.py (max_grad_norm 1.0, as in RSB), NVIDIA lamb_amp_opt/fused_lamb/fused_lamb.py:13",
+    ),
 )
 
 CONTROL = replace(

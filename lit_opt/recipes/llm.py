@@ -23,8 +23,8 @@ RECIPES = (
         optimizer=Value(
             "adamw",
             unit="registry name",
-            common_practice="AdamW in 12 of 15 pretraining codebases",
-            source="arXiv:1711.05101; torchtitan, OLMo-core, litgpt, NeMo, nanoGPT",
+            common_practice="AdamW in nanoGPT, torchtitan, OLMo-core, SmolLM3 and litgpt; Muon in nanochat and Moonlight",
+            source="arXiv:1711.05101; nanoGPT train.py, torchtitan optimizer.py:378, OLMo-core, litgpt",
         ),
         lr=LearningRate(
             base=_peak(3e-4, "3e-4 at 7-8 B", "torchtitan llama3 8B, OLMo3-7B, NeMo llama3_8b.py:186"),

@@ -47,6 +47,34 @@ class Value:
         return f"{'inside' if low <= x <= high else 'outside'} {low:g} .. {high:g}"
 
 
+class FrozenMapping(Mapping[str, Value]):
+    """A dictionary that cannot be changed, so that a recipe can be shared, hashed and pickled.
+
+    Example:
+        >>> FrozenMapping({})["eps"] = 1
+        Traceback (most recent call last):
+        TypeError: 'FrozenMapping' object does not support item assignment
+    """
+
+    def __init__(self, items: Mapping[str, Value]) -> None:
+        self._items = dict(items)
+
+    def __getitem__(self, key: str) -> Value:
+        return self._items[key]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def __hash__(self) -> int:
+        return hash(frozenset(self._items.items()))
+
+    def __repr__(self) -> str:
+        return repr(self._items)
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scaling:
     """How a learning rate follows the batch.
@@ -75,8 +103,8 @@ class LearningRate:
     Args:
         base: The peak at the reference batch.
         scaling: How it follows the batch.
-        by_parameters: Rows (upper limit of trainable non-embedding parameters, value) that replace `base`.
-        by_batch: Rows (upper limit of the global batch, value) that replace `base` and its scaling.
+        by_parameters: Rows (largest count of trainable non-embedding parameters, value) that replace `base`.
+        by_batch: Rows (largest global batch, value) that replace `base` and its scaling.
     """
 
     base: Value
@@ -99,7 +127,7 @@ class Decay:
     """What the learning rate does after the warmup; fields that its `kind` does not use are None."""
 
     kind: Value
-    final: Value
+    final: Value | None = None
     power: Value | None = None
     milestones: Value | None = None
     gamma: Value | None = None
@@ -112,11 +140,12 @@ class DecaySpec:
 
     Args:
         kind: "cosine", "linear", "polynomial", "step", "constant" or "wsd" (warmup, stable, decay).
-        final: Learning rate at the end of the run, as a fraction of the peak.
+        final: Learning rate at the end of the run, as a fraction of the peak; not for "step" and "constant".
         power: Exponent of "polynomial".
         milestones: Fractions of the run at which "step" multiplies by `gamma`.
         gamma: Factor of "step".
-        cooldown: Length of the last phase of "wsd": below 1 a fraction of the run, else a number of steps.
+        cooldown: Length of the last phase of "wsd": a float below 1 is a fraction of the run, a whole number
+            counts optimizer steps.
     """
 
     kind: str | None = None
@@ -210,6 +239,10 @@ class RecipeSpec:
     layer_decay: Value | None = None
     parts: Mapping[str, Value] = field(default_factory=dict)
     hints: Mapping[str, Value] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("hyperparameters", "parts", "hints"):
+            object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
 
     def items(self) -> Iterator[tuple[str, Value]]:
         """Walk all values as (path, Value), such as ("lr.base", Value(...))."""

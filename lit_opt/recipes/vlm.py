@@ -35,6 +35,11 @@ RECIPES = (
                 batch_unit="samples",
             ),
         ),
+        weight_decay=replace(
+            _LLM.weight_decay,
+            common_practice="0.1 for language models; LLaVA 0, nanoVLM 0.01 by torch's default",
+            source="nanoGPT train.py:48-68, torchtitan optimizer.py:378; LLaVA scripts/v1_5, nanoVLM train.py:249",
+        ),
         warmup=replace(
             _LLM.warmup,
             length=Value(

@@ -42,14 +42,17 @@ class ResumableDataModule(LightningDataModule):
         self, *, batch_size: int, val_batch_size: int | None = None, seed: int = 0, num_workers: int = 0
     ) -> None:
         super().__init__()
+        sizes = {"batch_size": batch_size} | (
+            {} if val_batch_size is None else {"val_batch_size": val_batch_size}
+        )
+        problems = whole_number_problems(1, **sizes)
+        problems += whole_number_problems(0, seed=seed, num_workers=num_workers)
+        if problems:
+            raise RecipeError(problems)
         self.batch_size = batch_size
         self.val_batch_size = batch_size if val_batch_size is None else val_batch_size
         self.seed = seed
         self.num_workers = num_workers
-        problems = whole_number_problems(1, batch_size=batch_size, val_batch_size=self.val_batch_size)
-        problems += whole_number_problems(0, seed=seed, num_workers=num_workers)
-        if problems:
-            raise RecipeError(problems)
         self._datasets: tuple[Any, Any] | None = None
         self._train_loader: ResumableLoader | None = None
         self._restored: dict[str, int] = {}

@@ -1,0 +1,66 @@
+"""What `lit_opt.EMA` refuses, in words."""
+
+from __future__ import annotations
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
+from torch.optim import Optimizer
+
+from lit_opt.errors import nearest
+
+_CHECKPOINT_WORDS = ("raw", "ema")
+# By name: WeightAveraging came with Lightning 2.6, and pytorch_lightning has classes of its own.
+_RIVALS = {"EMA", "WeightAveraging", "StochasticWeightAveraging"}
+_FLAT_STRATEGIES = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
+
+
+def argument_problems(
+    decay: object, warmup: object, start_step: object, checkpoint: object, offload: object
+) -> list[str]:
+    """What is wrong with the arguments of EMA."""
+    problems = []
+    if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
+        problems.append(f"EMA: decay={decay!r} is not in [0, 1). Usual values are 0.999 to 0.9999.")
+    if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
+        problems.append(f"EMA: start_step={start_step!r} is not a number of optimizer steps (0, 1, 2, ...).")
+    if checkpoint not in _CHECKPOINT_WORDS:
+        problems.append(
+            f"EMA: checkpoint={checkpoint!r} is neither 'raw' nor 'ema' (what state_dict holds)."
+            f"{nearest(checkpoint, _CHECKPOINT_WORDS)}"
+        )
+    for name, value in (("warmup", warmup), ("offload", offload)):
+        if not isinstance(value, bool):
+            problems.append(f"EMA: {name}={value!r} is not True or False.")
+    return problems
+
+
+def trainer_problems(ema: Callback, trainer: pl.Trainer) -> list[str]:
+    """Callbacks and strategies that EMA cannot work with."""
+    problems = []
+    rivals = [
+        type(callback).__name__
+        for callback in trainer.callbacks  # type: ignore[attr-defined]
+        if callback is not ema and _RIVALS & {base.__name__ for base in type(callback).__mro__}
+    ]
+    if rivals:
+        problems.append(
+            f"EMA: {', '.join(rivals)} averages the weights as well, and two callbacks that swap weights "
+            "undo each other. Remove one; a Recipe with averages is switched off by Recipe(..., ema=False)."
+        )
+    if _FLAT_STRATEGIES & {base.__name__ for base in type(trainer.strategy).__mro__}:
+        problems.append(
+            f"EMA: under {type(trainer.strategy).__name__} the weights are flattened or held by "
+            "the engine and cannot be averaged by name. "
+            "Use ModelParallelStrategy (FSDP2) or DDP, or switch averaging off (Recipe(..., ema=False))."
+        )
+    return problems
+
+
+def optimizer_problems(trainer: pl.Trainer) -> list[str]:
+    """Optimizers whose steps cannot be counted."""
+    return [
+        f"EMA: the steps of {type(optimizer).__name__} cannot be counted, because it is not a "
+        "torch.optim.Optimizer. Derive it from that class, or switch averaging off (Recipe(..., ema=False))."
+        for optimizer in trainer.optimizers
+        if not isinstance(optimizer, Optimizer)
+    ]

@@ -1,0 +1,181 @@
+"""How averages lie in a checkpoint, and reading them back. Everything loads with `weights_only=True`.
+
+    lit_opt_ema      {"updates", "steps", "decay", "warmup"}: written from the first checkpoint on
+    ema_state_dict   the averages, with the keys of state_dict; absent before the first update
+    raw_state_dict   the raw weights, only where state_dict holds the averages (checkpoint="ema")
+
+Frozen parameters and buffers are the same tensors in all of them, which torch.save stores once.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lit_opt.averaging import Averages
+from lit_opt.errors import RecipeError
+from lit_opt.shards import clean_name, gathered, is_sharded, reshard, write_into
+
+META = "lit_opt_ema"
+# Where Lightning's ModelParallelStrategy puts everything but the shards (lightning.fabric,
+# _METADATA_FILENAME).
+_SHARDED_META = "meta.pt"
+
+
+@dataclass(frozen=True, slots=True)
+class AveragesInFile:
+    """What a checkpoint holds; `averages` by clean key."""
+
+    updates: int
+    steps: int
+    averages: dict[str, Tensor]
+
+
+def write_averages(
+    checkpoint: dict[str, Any], averages: Averages, module: nn.Module, layout: str, keep: bool
+) -> None:
+    """Put the averages into a checkpoint whose `state_dict` is already filled.
+
+    Args:
+        checkpoint: Lightning's dictionary; if the averages are swapped in at the moment, its `state_dict`
+            holds them and gets the raw weights.
+        averages: Sharded ones are gathered, so every process must call this.
+        module: The module whose state_dict it is.
+        layout: "raw" or "ema".
+        keep: Whether this process writes the file; others gather and drop.
+    """
+    reshard(module)
+    by_key = _names_by_key(averages, module)
+    # In one order on all processes, whether or not they have a state_dict (FSDP2: rank 0 alone, or shards on
+    # all).
+    whole: dict[str, Tensor] = {}
+    whole_raw: dict[str, Tensor] = {}
+    for name in averages.entries:
+        for target, raw in ((whole, False), (whole_raw, True)):
+            if raw and not averages.swapped and layout == "raw":
+                continue  # state_dict has them
+            tensor = averages.whole(name, raw)
+            if keep or not is_sharded(averages.entries[name].parameter):
+                target[name] = tensor
+    state: dict[str, Any] = checkpoint["state_dict"]
+    ema_state: dict[str, Any] = {}
+    raw_state: dict[str, Any] = {}
+    for key, value in list(state.items()):
+        averaged = by_key.get(clean_name(key))
+        if averaged is None:
+            ema_state[key] = raw_state[key] = gathered(value) if isinstance(value, Tensor) else value
+            continue
+        if averages.swapped and layout == "raw":
+            state[key] = averages.part(averaged, raw=True) if is_sharded(value) else whole_raw.get(averaged)
+        elif layout == "ema":
+            state[key] = averages.part(averaged) if is_sharded(value) else whole.get(averaged)
+        ema_state[key] = whole.get(averaged)
+        raw_state[key] = whole_raw.get(averaged)
+    if not keep:
+        return
+    checkpoint["ema_state_dict"] = ema_state
+    if layout == "ema":
+        checkpoint["raw_state_dict"] = raw_state
+
+
+def named_averages(found: AveragesInFile, averages: Averages, module: nn.Module) -> dict[str, Tensor]:
+    """The averages of a file under the names of `averages.entries`; a state_dict may have other keys."""
+    names = _names_by_key(averages, module)
+    return {name: found.averages[key] for key, name in names.items() if name and key in found.averages}
+
+
+def _live_state(module: nn.Module) -> dict[str, Any]:
+    """Key of the state_dict -> the live parameter or buffer."""
+    try:
+        return module.state_dict(keep_vars=True)
+    except TypeError:  # overridden without the keyword
+        return nn.Module.state_dict(module, keep_vars=True)
+
+
+def _names_by_key(averages: Averages, module: nn.Module) -> dict[str, str | None]:
+    """Key of the state_dict (clean) -> name of the average. By identity, so tied weights have both keys."""
+    names = {id(entry.parameter): name for name, entry in averages.entries.items()}
+    return {clean_name(key): names.get(id(live)) for key, live in _live_state(module).items()}
+
+
+def averages_in(checkpoint: dict[str, Any], module: nn.Module) -> AveragesInFile | None:
+    """Read a loaded checkpoint, and see to it that the module gets the raw weights.
+
+    FSDP2 has loaded `state_dict` into the module, and removed it, before any hook; then they are written
+    here. Other strategies load `state_dict` after this.
+    """
+    meta = checkpoint.get(META)
+    if meta is None:
+        return None
+    raw = checkpoint.pop("raw_state_dict", None)
+    if raw and "state_dict" in checkpoint:
+        checkpoint["state_dict"] = raw
+    elif raw:
+        reshard(module)
+        values = {clean_name(key): value for key, value in raw.items()}
+        for key, live in _live_state(module).items():
+            if isinstance(live, Tensor) and clean_name(key) in values:
+                write_into(live, values[clean_name(key)])
+    averages = {clean_name(key): tensor for key, tensor in checkpoint.get("ema_state_dict", {}).items()}
+    return AveragesInFile(updates=meta["updates"], steps=meta["steps"], averages=averages)
+
+
+def read_averages(path: str | Path) -> dict[str, Any]:
+    """The `ema_state_dict` of a checkpoint file (or of the folder of a sharded one), on the CPU.
+
+    Raises:
+        RecipeError: If there is no such file, if it is no checkpoint written with `lit_opt.EMA`, or if it was
+            written before the first update.
+    """
+    file = Path(path) / _SHARDED_META if Path(path).is_dir() else Path(path)
+    if not file.is_file():
+        raise RecipeError(
+            [f"checkpoint: there is no file {str(file)!r}. Give the path of a Lightning checkpoint."]
+        )
+    try:
+        checkpoint = torch.load(file, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise RecipeError(
+            [
+                f"checkpoint: {str(file)!r} cannot be read as a PyTorch checkpoint of plain tensors and "
+                f"numbers (weights_only=True): {reason}"
+            ]
+        ) from error
+    if not isinstance(checkpoint, Mapping) or META not in checkpoint:
+        held: object = type(checkpoint).__name__
+        if isinstance(checkpoint, Mapping):
+            held = sorted(map(str, checkpoint))[:8]
+        raise RecipeError(
+            [
+                f"checkpoint: {str(file)!r} holds no averages of lit_opt.EMA (it holds {held}). "
+                "Train with callbacks=[EMA(...)] or Recipe(..., ema=...), or load its state_dict as usual."
+            ]
+        )
+    if "ema_state_dict" not in checkpoint:
+        raise RecipeError(
+            [
+                f"checkpoint: {str(file)!r} was written after {checkpoint[META]['steps']} optimizer steps, "
+                "before the first update of the averages. Use a later checkpoint, or load its state_dict."
+            ]
+        )
+    return dict(checkpoint["ema_state_dict"])
+
+
+def load_averages(module: nn.Module, path: str | Path) -> None:
+    """Load the averages of a checkpoint into a module; see `lit_opt.EMA.load`."""
+    averages = read_averages(path)
+    # A compiled part puts "_orig_mod." into the keys, and the module that loads need not be compiled.
+    keys = {clean_name(key): key for key in module.state_dict()}
+    try:
+        module.load_state_dict({keys.get(clean_name(key), key): value for key, value in averages.items()})
+    except RuntimeError as error:
+        raise RecipeError(
+            [f"EMA.load: {str(path)!r} does not fit {type(module).__name__}. {error}"]
+        ) from error

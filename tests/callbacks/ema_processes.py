@@ -1,0 +1,207 @@
+"""Run by test_ema_processes.py, in two processes: `python -m tests.callbacks.ema_processes FOLDER`.
+
+Each rank writes a file KIND/passed.RANK when all checks of that kind held on it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from lit_opt import EMA
+from lit_opt.shards import gathered
+from tests.callbacks.ema_lib import SAFE, Net, loader, read, same
+from tests.callbacks.ema_lib import averages as averages_of
+from tests.callbacks.ema_lib import trainer as plain_trainer
+
+KINDS = ("ddp", "fsdp2", "fsdp2_sharded")  # the last: a checkpoint in shards
+KIND = ""
+FOLDER = Path(sys.argv[-1])
+PROBE = torch.randn(6, 8, generator=torch.Generator().manual_seed(3))
+
+
+class Two(Net):
+    """One frozen layer, an integer buffer, and a layer of 5 rows that two processes cannot share evenly."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = nn.Sequential(nn.Linear(8, 16), nn.LayerNorm(16), nn.ReLU(), nn.Linear(16, 5))
+        self.net[0].requires_grad_(False)
+        self.register_buffer("count", torch.tensor(7))
+        self.fail = False
+        self.seen: list[Tensor] = []
+        self.save_to: Path | None = None
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.seen.append(self.net(PROBE))
+        if self.fail:
+            raise RuntimeError("boom")
+        if self.save_to is not None:
+            self.trainer.save_checkpoint(self.save_to)
+
+    test_step = validation_step
+
+    def configure_optimizers(self) -> Any:
+        return torch.optim.AdamW([p for p in self.parameters() if p.requires_grad], 1e-2)
+
+
+class Sharded(Two):
+    def configure_model(self) -> None:
+        from torch.distributed.fsdp import fully_shard
+
+        assert self.device_mesh is not None
+        mesh = self.device_mesh["data_parallel"]
+        for layer in (self.net[0], self.net[3]):
+            fully_shard(layer, mesh=mesh)
+        fully_shard(self.net, mesh=mesh)
+
+
+class Whole(pl.Callback):
+    """Whole weights after each batch; saves at one step."""
+
+    def __init__(self, path: Path | None = None, step: int = 0) -> None:
+        self.path, self.step = path, step
+        self.train: list[dict[str, Tensor]] = []
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.start = whole(pl_module)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        self.train.append(whole(pl_module))
+        if self.path is not None and trainer.global_step == self.step:
+            trainer.save_checkpoint(self.path)
+
+
+def whole(module: nn.Module) -> dict[str, Tensor]:
+    return {
+        name: gathered(parameter.detach()).clone()
+        for name, parameter in module.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def module() -> Two:
+    return Two() if KIND == "ddp" else Sharded()
+
+
+def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
+    strategy: Any = "ddp"
+    if KIND != "ddp":
+        from lightning.pytorch.strategies import ModelParallelStrategy
+
+        strategy = ModelParallelStrategy(
+            data_parallel_size=2,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=KIND == "fsdp2_sharded",
+        )
+    return plain_trainer(*callbacks, strategy=strategy, devices=2, use_distributed_sampler=False, **options)
+
+
+def own_batch() -> Any:
+    """One batch, another on each rank, repeated."""
+    return loader(16, seed=int(os.environ.get("LOCAL_RANK", 0)), equal=True)
+
+
+def output_of_averages(path: Path) -> Tensor:
+    """What a plain module with the averages of the file gives."""
+    net = Two()
+    EMA.load(net, path)
+    with torch.no_grad():
+        return net.net(PROBE)
+
+
+def check_rule_swap_and_checkpoint() -> None:
+    ema, trace, net = EMA(0.9), Whole(FOLDER / "five.ckpt", 5), module()
+    fit = trainer(ema, trace, max_steps=8, val_check_interval=4, limit_val_batches=1)
+    net.save_to = FOLDER / "in_validation.ckpt"
+    fit.fit(net, own_batch(), loader(2))
+    expected = trace.start
+    for n, now in enumerate(trace.train, 1):
+        d = min(0.9, (1 + n) / (10 + n))
+        expected = {name: d * expected[name] + (1 - d) * now[name] for name in now}
+    for name, value in averages_of(ema).items():
+        torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-7)
+    assert same(whole(net), trace.train[-1])
+    fit.save_checkpoint(FOLDER / "eight.ckpt")
+    torch.testing.assert_close(net.seen[-1], output_of_averages(FOLDER / "eight.ckpt"))
+    torch.testing.assert_close(net.seen[-1], output_of_averages(FOLDER / "in_validation.ckpt"))
+    if fit.is_global_zero and KIND != "fsdp2_sharded":
+        saved = read(FOLDER / "in_validation.ckpt")
+        assert list(saved["state_dict"]) == list(saved["ema_state_dict"])
+        assert all(torch.equal(saved["state_dict"][name], value) for name, value in trace.train[-1].items())
+        assert int(saved["ema_state_dict"]["count"]) == 7
+    # What was saved while the averages were in resumes from the raw weights.
+    after = Whole()
+    again = trainer(EMA(0.9), after, max_steps=9)
+    again.fit(module(), own_batch(), ckpt_path=FOLDER / "in_validation.ckpt", **SAFE)
+    assert same(after.start, trace.train[-1])
+
+
+def check_resume(checkpoint: str) -> None:
+    def fit(steps: int, step: int = 0, ckpt_path: Path | None = None) -> tuple[EMA, Whole]:
+        ema, trace = (
+            EMA(0.9, checkpoint=checkpoint, offload=checkpoint == "ema"),
+            Whole(FOLDER / f"{checkpoint}.ckpt", step),
+        )
+        # Listed before EMA: saved when the step is taken and not yet averaged.
+        run = trainer(trace, ema, max_steps=steps, val_check_interval=2, limit_val_batches=1)
+        run.fit(module(), own_batch(), loader(2), ckpt_path=ckpt_path, **SAFE)
+        return ema, trace
+
+    ema, trace = fit(7, step=3)
+    resumed, tail = fit(7, ckpt_path=FOLDER / f"{checkpoint}.ckpt")
+    assert same(tail.start, trace.train[2])
+    assert len(tail.train) == 4 and same(tail.train[-1], trace.train[-1])
+    assert same(averages_of(resumed), averages_of(ema)) and resumed.updates == ema.updates == 7
+
+
+def check_evaluation_of_a_file() -> None:
+    for name in ("raw", "ema"):
+        net = module()
+        trainer(EMA(0.9)).test(net, loader(2), ckpt_path=FOLDER / f"{name}.ckpt", verbose=False, **SAFE)
+        torch.testing.assert_close(net.seen[-1], output_of_averages(FOLDER / f"{name}.ckpt"))
+
+
+def check_weights_only() -> None:
+    if KIND == "fsdp2_sharded":
+        return
+    best = ModelCheckpoint(FOLDER / "best", save_weights_only=True, every_n_train_steps=4)
+    ema, net = EMA(0.9), module()
+    fit = trainer(ema, best, max_steps=4, enable_checkpointing=True)
+    fit.fit(net, own_batch(), loader(2))
+    if fit.is_global_zero:
+        saved = read(best.best_model_path)["ema_state_dict"]
+    for name, value in averages_of(ema).items():
+        assert not fit.is_global_zero or torch.equal(saved[name], value)
+
+
+def check_exception() -> None:
+    ema, trace, net = EMA(0.9), Whole(), module()
+    net.fail = True
+    fit = trainer(trace, ema, max_steps=8, val_check_interval=4)
+    try:
+        fit.fit(net, own_batch(), loader(2))
+    except RuntimeError as error:
+        assert str(error) == "boom"
+    else:
+        raise AssertionError("no exception")
+    assert same(whole(net), trace.train[-1])
+
+
+if __name__ == "__main__":
+    for KIND in KINDS:
+        FOLDER = Path(sys.argv[-1]) / KIND
+        check_rule_swap_and_checkpoint()
+        for word in ("raw", "ema"):
+            check_resume(word)
+        check_evaluation_of_a_file()
+        check_weights_only()
+        check_exception()
+        (FOLDER / f"passed.{torch.distributed.get_rank()}").touch()

@@ -1,0 +1,343 @@
+"""Every row of the registry through the same cases. A new optimizer joins by being in the registry.
+
+All steps go through a closure, as Lightning's automatic optimization does, so that methods that evaluate the model
+themselves can take part.
+"""
+
+import copy
+import io
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR
+
+from lit_opt.optim import build, get_row, list_optimizers
+
+# A rate that trains the small problems below. What is not listed gets the last entry.
+LR = {"lars": 5.0, "lamb": 0.02, "sgd": 0.05, "nesterov": 0.05}
+DEFAULT_LR = 0.02
+
+every_optimizer = pytest.mark.parametrize("name", list_optimizers())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def lr_of(name: str) -> float:
+    return LR.get(name, DEFAULT_LR)
+
+
+def network(dtype: torch.dtype = torch.float64, seed: int = 0) -> nn.Sequential:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 3)).to(dtype)
+
+
+def batch(dtype: torch.dtype = torch.float64, size: int = 16, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    x = torch.randn(size, 6, generator=generator, dtype=torch.float64)
+    y = torch.sin(x @ torch.randn(6, 3, generator=generator, dtype=torch.float64))
+    return x.to(dtype), y.to(dtype)
+
+
+def two_groups(module: nn.Module, lr: float, weight_decay: float = 0.01) -> list[dict[str, Any]]:
+    """As a recipe passes them: weights are decayed, biases are not and have half the learning rate."""
+    weights = [p for p in module.parameters() if p.ndim > 1]
+    biases = [p for p in module.parameters() if p.ndim < 2]
+    return [
+        {"params": weights, "name": "decay", "weight_decay": weight_decay},
+        {"params": biases, "name": "no_decay", "weight_decay": 0.0, "lr": lr / 2},
+    ]
+
+
+def build_for(name: str, module: nn.Module, weight_decay: float = 0.01) -> Optimizer:
+    return build(name, two_groups(module, lr_of(name), weight_decay), lr=lr_of(name))
+
+
+def closure_of(module: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, chunks: int = 1) -> Callable[[], Tensor]:
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        total = torch.zeros((), dtype=torch.float64)
+        for part_x, part_y in zip(x.chunk(chunks), y.chunk(chunks), strict=True):
+            loss = (module(part_x) - part_y).square().mean() / chunks
+            loss.backward()
+            total += loss.detach().double()
+        return total
+
+    return closure
+
+
+def train(module: nn.Module, optimizer: Optimizer, steps: int, first: int = 0, scheduler: Any = None) -> list[float]:
+    losses = []
+    for step in range(first, first + steps):
+        x, y = batch(next(module.parameters()).dtype, seed=step)
+        losses.append(float(optimizer.step(closure_of(module, optimizer, x, y))))  # type: ignore[arg-type]
+        if scheduler is not None:
+            scheduler.step()
+    return losses
+
+
+def weights_of(module: nn.Module) -> list[Tensor]:
+    return [p.detach().clone() for p in module.parameters()]
+
+
+def assert_equal(a: list[Tensor], b: list[Tensor]) -> None:
+    assert len(a) == len(b)
+    for left, right in zip(a, b, strict=True):
+        assert torch.equal(left, right)
+
+
+def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
+    return max((left - right).abs().max().item() for left, right in zip(a, b, strict=True))
+
+
+@every_optimizer
+def test_descends_on_a_quadratic(name: str):
+    torch.manual_seed(0)
+    target, weight = torch.randn(6, 4), nn.Parameter(torch.randn(6, 4))
+    optimizer = build(name, [weight], lr=lr_of(name), weight_decay=0.0)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (weight - target).square().mean()
+        loss.backward()
+        return loss.detach()
+
+    first = float(optimizer.step(closure))  # type: ignore[arg-type]
+    for _ in range(300):
+        last = float(optimizer.step(closure))  # type: ignore[arg-type]
+    assert last < 0.05 * first
+
+
+@every_optimizer
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_descends_on_a_network(name: str, dtype: torch.dtype):
+    module = network(dtype)
+    optimizer = build_for(name, module)
+    x, y = batch(dtype)
+    losses = [float(optimizer.step(closure_of(module, optimizer, x, y))) for _ in range(150)]  # type: ignore[arg-type]
+    assert losses[-1] < 0.5 * losses[0]
+    assert all(p.dtype == dtype and torch.isfinite(p).all() for p in module.parameters())
+
+
+@every_optimizer
+def test_closure_is_called_and_its_loss_returned(name: str):
+    module = network()
+    optimizer = build_for(name, module)
+    x, y = batch()
+    expected = (module(x) - y).square().mean().item()
+    assert float(optimizer.step(closure_of(module, optimizer, x, y))) == pytest.approx(expected)  # type: ignore[arg-type]
+
+
+@every_optimizer
+def test_state_dict_resumes_bit_for_bit(name: str):
+    def setup() -> tuple[nn.Module, Optimizer, LambdaLR]:
+        module = network()
+        optimizer = build_for(name, module)
+        return module, optimizer, LambdaLR(optimizer, [lambda t: 0.9**t, lambda t: 0.8**t])
+
+    module, optimizer, scheduler = setup()
+    train(module, optimizer, 5, scheduler=scheduler)
+    file = io.BytesIO()
+    torch.save([module.state_dict(), optimizer.state_dict(), scheduler.state_dict()], file)
+    train(module, optimizer, 5, first=5, scheduler=scheduler)
+
+    resumed, resumed_optimizer, resumed_scheduler = setup()
+    file.seek(0)
+    # weights_only is what a careful user loads with: the state has to be tensors and plain Python.
+    states = torch.load(file, weights_only=True)
+    resumed.load_state_dict(states[0])
+    resumed_optimizer.load_state_dict(states[1])
+    resumed_scheduler.load_state_dict(states[2])
+    train(resumed, resumed_optimizer, 5, first=5, scheduler=resumed_scheduler)
+
+    assert_equal(weights_of(module), weights_of(resumed))
+    for group, other in zip(optimizer.param_groups, resumed_optimizer.param_groups, strict=True):
+        assert group.keys() == other.keys()
+        assert (group["name"], group["algorithm"], group["lr"]) == (other["name"], other["algorithm"], other["lr"])
+        assert group["algorithm"] == name
+
+
+@every_optimizer
+@pytest.mark.parametrize(
+    "copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_copies_continue_bit_for_bit(name: str, copy_of: Callable[[Any], Any]):
+    module = network()
+    optimizer = build_for(name, module)
+    train(module, optimizer, 3)
+    other, other_optimizer = copy_of((module, optimizer))
+    train(module, optimizer, 3, first=3)
+    train(other, other_optimizer, 3, first=3)
+    assert_equal(weights_of(module), weights_of(other))
+    assert [g["name"] for g in other_optimizer.param_groups] == ["decay", "no_decay"]
+    assert [g["algorithm"] for g in other_optimizer.param_groups] == [name, name]
+
+
+@every_optimizer
+def test_add_param_group(name: str):
+    module = network()
+    weights, late = list(module.parameters())[:2], list(module.parameters())[2:]
+    optimizer = build(name, [{"params": weights, "name": "first"}], lr=lr_of(name))
+    before = [p.detach().clone() for p in late]
+    train(module, optimizer, 2)
+    assert_equal([p.detach() for p in late], before)
+    optimizer.add_param_group({"params": late, "name": "late"})
+    train(module, optimizer, 2, first=2)
+    assert all(not torch.equal(p.detach(), old) for p, old in zip(late, before, strict=True))
+    group = optimizer.param_groups[1]
+    assert (group["name"], group["algorithm"], group["lr"]) == ("late", name, lr_of(name))
+
+
+@every_optimizer
+def test_a_parameter_without_gradient_is_untouched_and_can_join_later(name: str):
+    module = network()
+    late = module.get_parameter("2.bias")
+    late.requires_grad_(False)
+    before = late.detach().clone()
+    optimizer = build_for(name, module)
+    train(module, optimizer, 3)
+    assert torch.equal(late.detach(), before)
+    assert not optimizer.state.get(late)
+    late.requires_grad_(True)
+    train(module, optimizer, 3, first=3)
+    assert not torch.equal(late.detach(), before)
+    assert torch.isfinite(late).all()
+
+
+@every_optimizer
+def test_a_step_without_any_gradient_changes_nothing(name: str):
+    module = network()
+    optimizer = build_for(name, module)
+    before = weights_of(module)
+    optimizer.step()
+    assert_equal(weights_of(module), before)
+
+
+@every_optimizer
+def test_zero_gradients_without_decay_change_nothing(name: str):
+    module = network()
+    module.get_parameter("0.bias").data.zero_()
+    optimizer = build_for(name, module, weight_decay=0.0)
+    before = weights_of(module)
+    for _ in range(3):
+        for param in module.parameters():
+            param.grad = torch.zeros_like(param)
+        optimizer.step()
+    assert_equal(weights_of(module), before)
+
+
+@every_optimizer
+def test_zero_gradients_with_decay_shrink_only_the_decayed_group(name: str):
+    module = network()
+    optimizer = build_for(name, module, weight_decay=0.1)
+    before = weights_of(module)
+    for param in module.parameters():
+        param.grad = torch.zeros_like(param)
+    optimizer.step()
+    for param, old in zip(module.parameters(), before, strict=True):
+        assert torch.isfinite(param).all()
+        assert param.norm() < old.norm() if param.ndim > 1 else torch.equal(param.detach(), old)
+
+
+@every_optimizer
+@pytest.mark.parametrize("weight_decay", [0.0, 0.01])
+def test_gradients_are_not_written_to(name: str, weight_decay: float):
+    module = network()
+    optimizer = build_for(name, module, weight_decay)
+    x, y = batch()
+    for _ in range(3):
+        seen: list[Tensor] = []
+        closure = closure_of(module, optimizer, x, y)
+
+        def recording(closure: Callable[[], Tensor] = closure, seen: list[Tensor] = seen) -> Tensor:
+            loss = closure()
+            seen[:] = [p.grad.clone() for p in module.parameters() if p.grad is not None]
+            return loss
+
+        optimizer.step(recording)  # type: ignore[arg-type]
+        assert_equal([p.grad for p in module.parameters() if p.grad is not None], seen)
+
+
+@every_optimizer
+def test_accumulated_gradients_equal_one_batch(name: str):
+    results = []
+    for chunks in (1, 4):
+        module = network()
+        optimizer = build_for(name, module)
+        for step in range(5):
+            optimizer.step(closure_of(module, optimizer, *batch(seed=step), chunks=chunks))  # type: ignore[arg-type]
+        results.append(weights_of(module))
+    assert largest_difference(*results) < 1e-12
+
+
+@every_optimizer
+def test_the_implementation_that_was_chosen_equals_the_simple_loop(name: str):
+    results = []
+    for loop in (False, True):
+        module = network()
+        optimizer = build_for(name, module)
+        if get_row(name).fused and not loop:
+            assert all(group["fused"] for group in optimizer.param_groups)
+        for group in optimizer.param_groups if loop else []:
+            group.update({key: False for key in ("fused", "foreach") if key in group})
+        train(module, optimizer, 10)
+        results.append(weights_of(module))
+    assert largest_difference(*results) < 1e-12
+
+
+def _train_in_one_process_or_two(rank: int, world: int, folder: str) -> None:
+    """Train every optimizer on this rank's part of the batches and save what it reaches, "how/name" -> weights."""
+    torch.set_num_threads(1)
+    if world > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    reached = {}
+    for how in ("ddp", "fsdp2") if world > 1 else ("alone",):
+        for name in list_optimizers():
+            module = network()
+            wrapped: nn.Module = module
+            if how == "ddp":
+                wrapped = nn.parallel.DistributedDataParallel(module)
+            if how == "fsdp2":
+                fully_shard(module, mesh=init_device_mesh("cpu", (world,)))
+            optimizer = build_for(name, module)
+            for step in range(5):
+                x, y = batch(seed=step)
+                part = (x.chunk(world)[rank], y.chunk(world)[rank])
+                optimizer.step(closure_of(wrapped, optimizer, *part))  # type: ignore[arg-type]
+            reached[f"{how}/{name}"] = [p.full_tensor() if isinstance(p, DTensor) else p for p in weights_of(module)]
+    torch.save(reached, f"{folder}/rank{rank}_of_{world}.pt")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tensor]]]:
+    """Weights that both ranks of a two-process run reached, and those of a run in one process."""
+    folder: Path = tmp_path_factory.mktemp("ranks")
+    mp.spawn(_train_in_one_process_or_two, args=(2, str(folder)), nprocs=2)
+    _train_in_one_process_or_two(0, 1, str(folder))
+    return [torch.load(folder / file) for file in ("rank0_of_2.pt", "rank1_of_2.pt", "rank0_of_1.pt")]
+
+
+@every_optimizer
+@pytest.mark.parametrize("how", ["ddp", "fsdp2"])
+def test_two_processes_equal_one(how: str, name: str, ranks: list[dict[str, list[Tensor]]]):
+    first, second, alone = ranks[0][f"{how}/{name}"], ranks[1][f"{how}/{name}"], ranks[2][f"alone/{name}"]
+    assert_equal(first, second)
+    assert largest_difference(first, alone) < 1e-12
