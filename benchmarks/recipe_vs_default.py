@@ -53,7 +53,7 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
     "cnn": (
         image_classifier,
         "val_acc",
-        {"max_epochs": 8},
+        {"max_epochs": 15},
         {"cnn": {"name": "cnn"}, "cnn, lr 0.05": {"name": "cnn", "lr": 0.05}},
     ),
 }
