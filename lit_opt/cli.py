@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
@@ -14,13 +15,13 @@ HELP = """\
 lit-opt: optimizer recipes for PyTorch Lightning.
 
 Look:
-  lit-opt list                          recipes and optimizers
-  lit-opt explain llm                   every value: number, unit, range, practice, source
-  lit-opt explain llm --lr 1e-3         your value beside the recipe's
-  lit-opt explain adamw                 an optimizer: update rule, keywords, published values
+  lit-opt list                    recipes and optimizers
+  lit-opt explain llm             each value: number, unit, range, practice, source
+  lit-opt explain llm --lr 1e-3   your value beside the recipe's
+  lit-opt explain adamw           an optimizer: rule, keywords, published values
 
-Train (a config is a YAML file, or the name of one that is shipped: {configs}):
-  lit-opt fit --config llm              a small language model, about two minutes on two CPU cores
+Train, with a YAML file or the name of a shipped one:
+  lit-opt fit --config llm        a small language model, in about two minutes
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
@@ -29,7 +30,9 @@ In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
 
 `lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 2 something to mend (one message says what), 130 interrupted."""
+Exit codes: 0 done, 2 something to mend (a message says what), 130 interrupted.
+
+Shipped: {configs}"""
 
 EXPLAIN_EXAMPLES = """\
 examples:
@@ -90,7 +93,8 @@ def _dispatch(args: list[str]) -> int:
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.shipped_configs import shipped_configs
 
-        print(HELP.format(configs=", ".join(shipped_configs())))
+        names = textwrap.wrap(", ".join(shipped_configs()), 70, break_on_hyphens=False)
+        print(HELP.format(configs="\n         ".join(names)))
         return 0
     if args[0] == "--version":
         from lit_opt import __version__
@@ -188,7 +192,10 @@ def _parse(parser: _Parser, args: list[str]) -> argparse.Namespace:
     unknown = [arg for arg in unknown if arg.startswith("-")] or unknown
     if unknown:
         raise RecipeError(
-            [f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`." for arg in unknown]
+            [
+                f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`."
+                for arg in unknown
+            ]
         )
     return given
 

@@ -14,7 +14,7 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.seed import isolate_rng
 
-PROMPT = "def "
+PROMPT, SAMPLE_BYTES = "def ", 120
 
 
 class History(Callback):
@@ -74,7 +74,12 @@ class ClosingReport:
             lines.append(f"{name:<12} {first}{value:.4f}")
         sample = getattr(self.model, "sample", None)
         if self.active and callable(sample):
-            lines += ["", f"a sample that begins with {PROMPT!r}:", *(f"  {line}" for line in sample(PROMPT, 120).splitlines()), ""]
+            lines += [
+                "",
+                f"a sample that begins with {PROMPT!r}:",
+                *(f"  {line}" for line in sample(PROMPT, SAMPLE_BYTES).splitlines()),
+                "",
+            ]
         if self.active and self.history.steps:
             lines += _picture(self.history, Path(self.trainer.log_dir or self.trainer.default_root_dir))
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
