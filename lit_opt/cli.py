@@ -16,7 +16,7 @@ lit-opt: optimizer recipes for PyTorch Lightning.
 
 Look:
   lit-opt list                    recipes and optimizers
-  lit-opt explain llm             each value: number, unit, range, practice, source
+  lit-opt explain llm             each value: number, range, practice, source
   lit-opt explain llm --lr 1e-3   your value beside the recipe's
   lit-opt explain adamw           an optimizer: rule, keywords, published values
 
@@ -113,9 +113,12 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _fit(args: list[str]) -> int:
-    from lit_opt.fit_cli import run
+    from lit_opt.fit_errors import expand_configs
 
-    return run(args)
+    expanded = expand_configs(args)
+    from lit_opt.fit_cli import run  # torch and lightning: seconds
+
+    return run(expanded)
 
 
 def list_(args: list[str]) -> int:

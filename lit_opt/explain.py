@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def judgement(self) -> str:
-        """ "inside", "outside" or "" (no range, or no number)."""
+        """Either "inside", "outside" or "" (no range, or no number)."""
         x = self.number
         if self.range is None or isinstance(x, bool) or not isinstance(x, int | float):
             return ""
