@@ -147,20 +147,19 @@ class Session:
         if self._snapshot is None or not _is_flattened(self.module):
             self._snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
-        theirs = self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded
-        if self._loaded is not None and theirs:
-            resume.check_format(self._loaded[resume.KEY])
-            name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
-            spec, overrides = get_recipe(name), saved
+        theirs = self._theirs()
+        if theirs is not None:
+            name, overrides = resume.as_overrides(theirs, overrides)
+            spec = get_recipe(name)
             self.recipe.follow_ema(preview(spec, overrides).ema)
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
-        if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
-            run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
-        if theirs and not self._clips_itself:
-            self.clip = run.resolved.clip  # the checkpoint's
-            self._install_clipping()
+        if theirs is not None:
+            run.resolved = _from_checkpoint(run.resolved)
+            if not self._clips_itself:
+                self.clip = run.resolved.clip
+                self._install_clipping()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -187,7 +186,19 @@ class Session:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
         self._replay = Replay(self.trainer, self._restore_rng)
-        self._check_loaded()
+        if self.run is not None and self._theirs() is not None:
+            # FSDP and ModelParallel load after the optimizer was made, and restore its state after this.
+            self.trainer.strategy.setup_optimizers(self.trainer)
+        else:
+            self._check_loaded()
+
+    def _theirs(self) -> dict[str, Any] | None:
+        """The checkpoint's recipe where its values win."""
+        if self._loaded is None or self.recipe.on_resume != "checkpoint" or resume.KEY not in self._loaded:
+            return None
+        resume.check_format(self._loaded[resume.KEY])
+        recipe: dict[str, Any] = self._loaded[resume.KEY]["recipe"]
+        return recipe
 
     def _check_loaded(self) -> None:
         if self._loaded is None or self.run is None:
