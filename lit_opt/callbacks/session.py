@@ -292,7 +292,9 @@ class Session:
         self._patches.remove()
         found = suggested_lr(self.trainer)
         if found is not None and not self._started:
-            rank_zero_info(f"{self.recipe!r}: lr_find suggests {found:.3g}; to use it, give Recipe(..., lr={found:.3g}).")
+            rank_zero_info(
+                f"{self.recipe!r}: lr_find suggests {found:.3g}; to use it, give Recipe(..., lr={found:.3g})."
+            )
         while self._unscaling:
             self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:

@@ -138,7 +138,7 @@ def fit(kind: str, ours: Recipe, *callbacks: Any, ckpt_path: Path | None = None)
 def one_kind(kind: str, folder: Path) -> dict[str, Any]:
     path, end, again = folder / f"{kind}.ckpt", folder / f"{kind}.end.ckpt", folder / f"{kind}.again.ckpt"
     torch.manual_seed(100 + rank())
-    result = {"straight": fit(kind, recipe(), SaveAt(path, 3), SaveAt(end, STEPS))}
+    result: dict[str, Any] = {"straight": fit(kind, recipe(), SaveAt(path, 3), SaveAt(end, STEPS))}
     torch.manual_seed(200 + rank())
     result["resumed"] = fit(kind, recipe(), SaveAt(again, STEPS), ckpt_path=path)
     result["theirs"] = fit(kind, recipe(lr=0.5, clip=9.0, on_resume="checkpoint"), ckpt_path=path)

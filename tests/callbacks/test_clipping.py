@@ -43,7 +43,7 @@ class Norms(Net):
 
 
 class ManualNorms(Norms, Manual):
-    training_step = Manual.training_step  # type: ignore[assignment]
+    training_step = Manual.training_step
 
 
 def test_equals_torchs_own_clipping() -> None:
