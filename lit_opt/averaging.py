@@ -104,6 +104,7 @@ class Averages:
         self._direct: list[tuple[list[Tensor], list[Tensor]]] = []
         self._staged: list[tuple[list[Tensor], list[Tensor], list[Tensor]]] = []
         self._sharded = False
+        self._planned: list[tuple[int, int, torch.dtype, torch.device]] = []
         self.refresh()
 
     def refresh(self) -> tuple[list[str], list[str]]:
@@ -130,7 +131,14 @@ class Averages:
                 entries[name] = entry
             joined, left = entries.keys() - self.entries.keys(), self.entries.keys() - entries.keys()
             self.entries = entries
-            self._plan()
+            # Dtype and device too: `module.to(...)` changes parameters and keeps the objects.
+            planned = [
+                (id(entry.shadow), id(entry.parameter), entry.parameter.dtype, entry.parameter.device)
+                for entry in entries.values()
+            ]
+            if planned != self._planned:
+                self._planned = planned
+                self._plan()
         return [name for name in entries if name in joined], sorted(left)
 
     def update(self, decay: float) -> None:

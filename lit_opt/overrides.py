@@ -172,8 +172,8 @@ def _warmup_problems(warmup: object) -> Iterator[str]:
         yield f'warmup: {warmup!r} is not understood; write "5 epochs", "500 steps", 500 (steps) or 0.02 (of the run).'
     elif not (is_whole(warmup, 0) or (isinstance(warmup, float) and 0 <= warmup < 1)):
         yield (
-            f"warmup: {warmup!r} is not allowed; a float is a fraction of the run in [0, 1), "
-            'a whole number counts steps, "5 epochs" counts epochs.'
+            f"warmup: {warmup!r} is not allowed; give a fraction of the run in [0, 1) such as 0.02, a whole number of "
+            'steps such as 500, or "5 epochs".'
         )
 
 

@@ -40,6 +40,16 @@ def list_recipes() -> list[str]:
     return sorted(name for name in _all_recipes() if name not in NOT_BUILT)
 
 
+def all_names() -> list[str]:
+    """All names that `get_recipe` takes: also settings alone, and recipes that this version cannot run yet.
+
+    Example:
+        >>> "large_batch" in all_names()
+        True
+    """
+    return sorted({*_all_recipes(), *ALIASES})
+
+
 def get_recipe(name: str) -> RecipeSpec:
     """The recipe of that name, frozen.
 

@@ -19,7 +19,7 @@ CIFAR10_MEAN, CIFAR10_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 
 class Digits(ResumableDataModule):
-    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: every fifth is for validation (360).
+    """scikit-learn's 1,797 handwritten digits of 8 x 8 pixels: every fifth is for validation (359).
 
     A batch is (images, labels): float images (batch_size, 3, image_size, image_size), grey in three channels
     so that any published architecture takes them, and labels 0..9. Training images are shifted by up to an
@@ -88,7 +88,8 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     """
 
     def __init__(self, images: Tensor, labels: Tensor, *, max_shift: int = 0) -> None:
-        self.images, self.labels, self.max_shift = images, labels, max_shift
+        self.images = F.pad(images, [max_shift] * 4, mode="replicate") if max_shift else images
+        self.labels, self.max_shift, self.size = labels, max_shift, images.shape[-2:]
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -96,10 +97,8 @@ class Images(Dataset[tuple[Tensor, Tensor]]):
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
         image, label = self.images[index], self.labels[index]
         if self.max_shift:
-            height, width = image.shape[-2:]
             top, left = torch.randint(2 * self.max_shift + 1, (2,)).tolist()
-            image = F.pad(image[None], [self.max_shift] * 4, mode="replicate")[0]
-            image = image[:, top : top + height, left : left + width]
+            image = image[:, top : top + self.size[0], left : left + self.size[1]]
         return image, label
 
 

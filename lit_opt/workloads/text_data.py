@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sysconfig
 from pathlib import Path
 
@@ -22,15 +23,17 @@ class ByteText(ResumableDataModule):
     """Windows of `seq_len` bytes: the last tenth of the text is for validation, the rest for training.
 
     A batch is one tensor of integers 0..255, shape (batch_size, seq_len + 1): the model predicts each byte
-    from those before it, so the input is all but the last and the target all but the first.
+    from those before it, so the input is all but the last and the target all but the first. Lightning
+    validates at the end of an epoch only; for a shorter run pass the Trainer `val_check_interval=100` and
+    `check_val_every_n_epoch=None`.
 
     Args:
         path: A text file, or a folder (all text files below it). Default: the standard library's .py files,
             without its tests.
         seq_len: Bytes that are predicted in a window.
         batch_size: Windows in a batch of one process; the default makes 4,096 bytes.
-        max_bytes: The text is cut here, so that it is the same size on any machine. Files come in an order
-            that looks random and depends on their relative names only.
+        max_bytes: The text is cut here, so that it is the same size on any machine; by default an epoch is
+            then 505 steps. Files come in an order that looks random and depends on their relative names only.
         val_windows: Number of validation windows, evenly spread; fewer where the text is too short.
         val_batch_size: Windows in a validation batch; by default `batch_size`.
         seed: Decides the order of the training windows.
@@ -52,7 +55,7 @@ class ByteText(ResumableDataModule):
         *,
         seq_len: int = 256,
         batch_size: int = 16,
-        max_bytes: int = 4_000_000,
+        max_bytes: int = 2_300_000,
         val_windows: int = 256,
         val_batch_size: int | None = None,
         seed: int = 0,
@@ -123,7 +126,7 @@ def read_bytes(path: Path | None, max_bytes: int) -> bytes:
             [f"{what}: there is no such file or folder. Give the path of a text file or a folder."]
         )
     try:
-        files = [root] if root.is_file() else _files(root, "*.py" if path is None else "*")
+        files = [root] if root.is_file() else _files(root, ".py" if path is None else "")
         text = bytearray()
         for file in files:
             with file.open("rb") as stream:
@@ -141,18 +144,14 @@ def read_bytes(path: Path | None, max_bytes: int) -> bytes:
     return bytes(text)
 
 
-def _files(root: Path, pattern: str) -> list[Path]:
+def _files(root: Path, suffix: str) -> list[Path]:
     """Files in an order that mixes the folders: the first megabytes and the last resemble each other."""
-    below = [(file.relative_to(root), file) for file in root.rglob(pattern) if file.is_file()]
-    kept = [
-        (name, file)
-        for name, file in below
-        if not _LEFT_OUT & set(name.parts) and not any(part.startswith(".") for part in name.parts)
-    ]
-    return [
-        file
-        for _, file in sorted(kept, key=lambda pair: hashlib.blake2b(pair[0].as_posix().encode()).digest())
-    ]
+    found: dict[str, Path] = {}
+    for folder, inner, names in os.walk(root):
+        inner[:] = [name for name in inner if name not in _LEFT_OUT and not name.startswith(".")]
+        files = [Path(folder, name) for name in names if name.endswith(suffix) and not name.startswith(".")]
+        found |= {file.relative_to(root).as_posix(): file for file in files if file.is_file()}
+    return [found[name] for name in sorted(found, key=lambda name: hashlib.blake2b(name.encode()).digest())]
 
 
 def _is_binary(content: bytes) -> bool:

@@ -146,7 +146,10 @@ def check_rule_swap_and_checkpoint() -> None:
 
 def check_resume(checkpoint: str) -> None:
     def fit(steps: int, step: int = 0, ckpt_path: Path | None = None) -> tuple[EMA, Whole]:
-        ema, trace = EMA(0.9, checkpoint=checkpoint), Whole(FOLDER / f"{checkpoint}.ckpt", step)
+        ema, trace = (
+            EMA(0.9, checkpoint=checkpoint, offload=checkpoint == "ema"),
+            Whole(FOLDER / f"{checkpoint}.ckpt", step),
+        )
         # Listed before EMA: saved when the step is taken and not yet averaged.
         run = trainer(trace, ema, max_steps=steps, val_check_interval=2, limit_val_batches=1)
         run.fit(module(), own_batch(), loader(2), ckpt_path=ckpt_path, **SAFE)

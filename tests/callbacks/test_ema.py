@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lit_opt import EMA
 from lit_opt.averaging import Averages, decay_at, ema_window
 from lit_opt.errors import RecipeError
+from lit_opt.recipes.schema import EMASpec
 from tests.callbacks.ema_lib import Net, Trace, averages, loader, same, trainer, weights
 
 
@@ -123,6 +126,17 @@ def test_a_step_announced_as_skipped_does_not_count():
     ema = EMA(0.9)
     trainer(Skip(), ema, max_steps=5).fit(Net(), loader())
     assert ema.updates == 4
+
+
+def test_a_skip_announced_in_a_batch_without_a_step_does_not_swallow_a_later_one():
+    class Skip(pl.Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            if batch_idx % 2 == 0:
+                ema.skip_next()
+
+    ema = EMA(0.9)
+    trainer(Skip(), ema, max_steps=3, accumulate_grad_batches=2).fit(Net(), loader())
+    assert ema.updates == 3
 
 
 def test_validation_test_and_predict_use_the_averages_and_leave_raw_weights():
@@ -341,6 +355,24 @@ def test_channels_last_and_transposed_weights():
             torch.testing.assert_close(shadow.whole(name), 1.5 * value.float())
 
 
+def test_a_refresh_plans_anew_only_after_a_change():
+    net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)).to(torch.bfloat16)
+    shadow = Averages(net)
+    staged = shadow._staged
+    assert shadow.refresh() == ([], []) and shadow._staged is staged
+    net.to(torch.float32)  # the Parameter objects stay
+    assert shadow.refresh() == ([], []) and not shadow._staged and len(shadow._direct) == 1
+    net[0] = nn.Linear(4, 6)
+    net.append(nn.Linear(1, 1))
+    del net[1]
+    joined, left = shadow.refresh()
+    assert (joined, left) == ([], []) and shadow.whole("0.weight").shape == (6, 4)
+    net.append(nn.Linear(2, 2))
+    assert shadow.refresh() == (["2.weight", "2.bias"], [])
+    del net[2]
+    assert shadow.refresh() == ([], ["2.bias", "2.weight"])
+
+
 def test_end_of_fit_says_which_weights_are_where(caplog):
     with caplog.at_level("INFO"):
         trainer(EMA(0.9), max_steps=3, val_check_interval=1).fit(Net(), loader(), loader(1))
@@ -407,6 +439,14 @@ def test_an_owner_may_forward_the_hooks():
     reference = EMA(0.9)
     trainer(reference, max_steps=5).fit(Net(), loader(5), loader(1))
     assert same(averages(owner.ema), averages(reference)) and same(trace.seen[-1], averages(reference))
+
+
+def test_the_arguments_are_those_of_the_spec():
+    spec = asdict(EMASpec(decay=0.5, warmup=False, start_step=3, checkpoint="ema", offload=True))
+    ema = EMA(**spec)
+    assert {name: getattr(ema, name) for name in spec} == spec
+    defaults = {name: p.default for name, p in inspect.signature(EMA).parameters.items()}
+    assert defaults == asdict(EMASpec())
 
 
 def test_bad_arguments_are_refused_together():

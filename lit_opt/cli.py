@@ -1,0 +1,237 @@
+"""The command `lit-opt`: thin, one function a verb. `list`, `explain` and `--help` load neither torch nor lightning."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from lit_opt.errors import RecipeError, nearest
+
+HELP = """\
+lit-opt: optimizer recipes for PyTorch Lightning.
+
+Look:
+  lit-opt list                    recipes and optimizers
+  lit-opt explain llm             each value: number, range, practice, source
+  lit-opt explain llm --lr 1e-3   your value beside the recipe's
+  lit-opt explain adamw           an optimizer: rule, keywords, published values
+
+Train, with a YAML file or the name of a shipped one:
+  lit-opt fit --config llm        a small language model, in about two minutes
+  lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
+  lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
+  lit-opt validate | test | predict     the same config, without training
+
+In Python, one line:
+  Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
+
+`lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
+Exit codes: 0 done, 2 something to mend (a message says what), 130 interrupted.
+
+Shipped: {configs}"""
+
+EXPLAIN_EXAMPLES = """\
+examples:
+  lit-opt explain cnn --batch-size 1024 --total-steps 9000
+  lit-opt explain llm --parameters 124000000 --batch-tokens 524288
+  lit-opt explain llm --optimizer adamw --lr 1e-3 --weight-decay 0.05
+  lit-opt explain vit --format yaml > recipe.yaml     a section for your own config
+  lit-opt explain lamb                                an optimizer"""
+
+LIST_EXAMPLES = """\
+examples:
+  lit-opt list
+  lit-opt list | grep vit             piped: one line each
+  lit-opt list --format json"""
+
+FIT_VERBS = ("fit", "validate", "test", "predict")
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse with one message instead of a page of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        raise RecipeError([f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`."])
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command.
+
+    Args:
+        argv: Arguments after the command's name; those of the process if unset.
+
+    Returns:
+        0 done, 2 something the user can mend (said in one message on stderr), 130 interrupted.
+
+    Example:
+        >>> main(["--version"])
+        lit-opt 0.1.0
+        0
+    """
+    args = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return _dispatch(args)
+    except RecipeError as error:
+        print(f"lit-opt: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("lit-opt: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader (`| head`) has enough; the interpreter would complain once more when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(args: list[str]) -> int:
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain}
+    verbs |= dict.fromkeys(FIT_VERBS, _fit)
+    if not args or args[0] in ("-h", "--help", "help"):
+        from lit_opt.shipped_configs import shipped_configs
+
+        names = textwrap.wrap(", ".join(shipped_configs()), 70, break_on_hyphens=False)
+        print(HELP.format(configs="\n         ".join(names)))
+        return 0
+    if args[0] == "--version":
+        from lit_opt import __version__
+
+        print(f"lit-opt {__version__}")
+        return 0
+    verb, *rest = args
+    if verb not in verbs:
+        raise RecipeError(
+            [f"verb: {verb!r} is unknown.{nearest(verb, verbs)} Known: {', '.join(verbs)}. Try `lit-opt --help`."]
+        )
+    try:
+        return verbs[verb](rest if verbs[verb] is not _fit else args)
+    except SystemExit as stop:  # --help has been printed
+        return stop.code if isinstance(stop.code, int) else 0
+
+
+def _fit(args: list[str]) -> int:
+    from lit_opt.fit_errors import expand_configs
+
+    expanded = expand_configs(args)
+    from lit_opt.fit_cli import run  # torch and lightning: seconds
+
+    return run(expanded)
+
+
+def list_(args: list[str]) -> int:
+    """Recipes and optimizers."""
+    parser = _parser("list", "Recipes and optimizers.", LIST_EXAMPLES)
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    given = _parse(parser, args)
+    from lit_opt.explain_formats import to_json
+    from lit_opt.listing import listing, listing_tables
+
+    if given.format == "json":
+        print(to_json(listing()))
+        return 0
+    terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
+    first, second = listing_tables(folded=terminal)
+    _show(first, "", second, "", "`lit-opt explain NAME` explains one of them.", width=None if terminal else 1000)
+    return 0
+
+
+def explain(args: list[str]) -> int:
+    """Every value of a recipe, or an optimizer's row."""
+    parser = _parser("explain", "Every value of a recipe with its unit, range, practice and source.", EXPLAIN_EXAMPLES)
+    parser.add_argument("name", metavar="NAME", help="a recipe or an optimizer; `lit-opt list` has them all")
+    for option, help_ in (
+        ("optimizer", "another optimizer, by registry name"),
+        ("lr", "peak learning rate, never rescaled"),
+        ("base-lr", "peak that belongs to --base-batch-size, scaled to the batch of the run"),
+        ("base-batch-size", "batch of --base-lr"),
+        ("weight-decay", "torch's unit: times the learning rate"),
+        ("betas", "decay of Adam's moments, such as 0.9,0.95"),
+        ("momentum", "decay of SGD's velocity"),
+        ("warmup", '0.02 of the run, 500 steps, or "5 epochs"'),
+        ("decay", "cosine, linear, polynomial, step, constant or wsd"),
+        ("clip", "largest gradient norm; 0 is off"),
+        ("ema", "decay of averaged weights; 0 is off"),
+        ("layer-decay", "learning-rate factor per layer below the head"),
+        ("batch-size", "global batch in samples: loader x accumulation x devices"),
+        ("batch-tokens", "global batch in tokens"),
+        ("total-steps", "optimizer steps of the run"),
+        ("parameters", "trainable parameters without the embeddings"),
+    ):
+        parser.add_argument(f"--{option}", type=_value, metavar="X", help=help_)
+    formats = _one_of("text", "yaml", "json", "markdown")
+    parser.add_argument("--format", type=formats, default="text", help="text (default), yaml, json or markdown")
+    # 3e-4 in Python's spelling or the shell's: both --weight_decay and --weight-decay.
+    dashed = [a.replace("_", "-", a.partition("=")[0].count("_")) if a.startswith("--") else a for a in args]
+    given = vars(_parse(parser, dashed))
+    name, form, parameters = given.pop("name"), given.pop("format"), given.pop("parameters")
+    overrides = {key: value for key, value in given.items() if value is not None}
+
+    from lit_opt.explain_verb import explain_name
+
+    output = explain_name(name, overrides, parameters=parameters, form=form)
+    if isinstance(output, str):
+        print(output)
+    else:
+        _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def _parser(verb: str, description: str, examples: str) -> _Parser:
+    return _Parser(
+        prog=f"lit-opt {verb}",
+        description=description,
+        epilog=examples,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+
+
+def _parse(parser: _Parser, args: list[str]) -> argparse.Namespace:
+    given, unknown = parser.parse_known_args(args)
+    options = [option for action in parser._actions for option in action.option_strings]
+    unknown = [arg for arg in unknown if arg.startswith("-")] or unknown
+    if unknown:
+        raise RecipeError(
+            [
+                f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`."
+                for arg in unknown
+            ]
+        )
+    return given
+
+
+def _one_of(*words: str) -> Callable[[str], str]:
+    def check(text: str) -> str:
+        if text not in words:
+            raise argparse.ArgumentTypeError(f"{text!r} is unknown.{nearest(text, words)} Known: {', '.join(words)}")
+        return text
+
+    return check
+
+
+def _value(text: str) -> Any:
+    """What was typed as a whole number, a float, a tuple of them, or the text itself, which is judged later."""
+    parts = text.strip("()[] ").split(",")
+    if len(parts) > 1:
+        return tuple(_value(part.strip()) for part in parts)
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return text
+
+
+def _show(*renderables: Any, width: int | None) -> None:
+    from rich.console import Console
+
+    if "COLUMNS" in os.environ:
+        width = None  # rich reads COLUMNS itself
+    console = Console(width=width, highlight=False, markup=False, emoji=False)
+    with console.capture() as captured:
+        for renderable in renderables:
+            console.print(renderable, soft_wrap=False)
+    print("\n".join(line.rstrip() for line in captured.get().splitlines()))
