@@ -46,16 +46,14 @@ class Entry:
 
     @property
     def judgement(self) -> str:
-        """ "inside", "outside" or "" (no range, or no number)."""
+        """Either "inside", "outside" or "" (no range, or no number)."""
         x = self.number
         if self.range is None or isinstance(x, bool) or not isinstance(x, int | float):
             return ""
         return "inside" if self.range[0] <= x <= self.range[1] else "outside"
 
 
-def explain(
-    spec: RecipeSpec, overrides: Mapping[str, Any] | None = None, facts: RunFacts | None = None
-) -> list[Entry]:
+def explain(spec: RecipeSpec, overrides: Mapping[str, Any] | None = None, facts: RunFacts | None = None) -> list[Entry]:
     """Every value of a recipe as an entry, in the order in which a user should read them.
 
     Args:
@@ -149,7 +147,9 @@ def _schedule(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, Any]) 
             yield _entry(section, key, p[key], spec.decay.kind if field == "kind" else own)
     total = resolved.facts.total_steps
     if total is not None:
-        yield Entry(section=section, name="total_steps", number=total, origin="yours", unit="optimizer steps of the run")
+        yield Entry(
+            section=section, name="total_steps", number=total, origin="yours", unit="optimizer steps of the run"
+        )
 
 
 def _rest(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
@@ -257,9 +257,7 @@ def _entry(
     )
 
 
-def _from_value(
-    section: str, name: str, value: Value, *, origin: str = "recipe", notes: tuple[str, ...] = ()
-) -> Entry:
+def _from_value(section: str, name: str, value: Value, *, origin: str = "recipe", notes: tuple[str, ...] = ()) -> Entry:
     return Entry(
         section=section,
         name=name,

@@ -122,11 +122,19 @@ def recipe_markdown(spec: RecipeSpec, entries: Sequence[Entry]) -> str:
     """The explanation as Markdown tables, for documentation."""
     lines = [f"# Recipe `{spec.name}`", "", f"{spec.summary}.", "", f"**Deviate**: {spec.deviate}."]
     for section, group in groupby(entries, key=lambda e: e.section):
-        lines += ["", f"## {section}", "", "| value | number | unit | practice | source |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "",
+            f"## {section}",
+            "",
+            "| value | number | unit | practice | source |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for e in group:
             number = headline(Entry(**{**_fields(e), "unit": ""}))
             practice = "; ".join((*e.notes, e.practice) if e.practice else e.notes)
-            lines.append("| " + " | ".join(_cell(c) for c in (f"`{e.name}`", number, e.unit, practice, e.source)) + " |")
+            lines.append(
+                "| " + " | ".join(_cell(c) for c in (f"`{e.name}`", number, e.unit, practice, e.source)) + " |"
+            )
     return "\n".join(lines)
 
 
@@ -213,7 +221,13 @@ def optimizer_markdown(row: OptimizerRow) -> str:
     lines = [f"# Optimizer `{row.name}`", "", f"{row.summary}.", ""]
     lines += [f"- **{name}**: {text}" for name, text in _row_facts(row)]
     for setting, p in row.settings.items():
-        lines += ["", f"## Published for `{setting}`", "", "| value | number | unit | practice | source |", "| --- | --- | --- | --- | --- |"]
+        lines += [
+            "",
+            f"## Published for `{setting}`",
+            "",
+            "| value | number | unit | practice | source |",
+            "| --- | --- | --- | --- | --- |",
+        ]
         for name, v in (("lr", p.lr), ("weight_decay", p.weight_decay), *p.hyperparameters.items()):
             cells = (f"`{name}`", short(v.number), v.unit, v.common_practice, v.source)
             lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")

@@ -9,6 +9,7 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from jsonargparse import DefaultHelpFormatter
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -16,11 +17,14 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.closing_report import ClosingReport
 from lit_opt.errors import RecipeError
-from lit_opt.fit_errors import check_checkpoint, expand_configs, parse_problems
+from lit_opt.fit_errors import check_checkpoint, parse_problems
 
 SEED = 0
 
-EXAMPLES = """{verb} with a recipe. A config is a YAML file or the name of a shipped one; arguments win over it.
+USAGE = "lit-opt {verb} --config NAME_OR_FILE [--recipe.FIELD=VALUE] [--trainer.FIELD=VALUE] ..."
+
+EXAMPLES = """\
+{does} A config is a YAML file or the name of a shipped one; arguments win over it.
 
 examples:
   lit-opt {verb} --config llm
@@ -29,13 +33,25 @@ examples:
   lit-opt {verb} --config llm --print_config
   lit-opt {verb} --recipe.name=cnn --model=my_package.MyModel --data=my_package.MyData"""
 
+VERBS = {
+    "fit": "Train with a recipe.",
+    "validate": "Validate; the config is that of fit.",
+    "test": "Test; the config is that of fit.",
+    "predict": "Predict; the config is that of fit.",
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """jsonargparse's help, with our examples left in their lines."""
+
 
 class RecipeCLI(LightningCLI):
     """Lightning's CLI; the `recipe` section becomes a callback, and what is wrong is one `RecipeError`."""
 
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """The section `recipe:` with every argument of `lit_opt.Recipe`."""
+    def add_core_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The section `recipe:` with every argument of `lit_opt.Recipe`, first in the help; then Lightning's."""
         parser.add_lightning_class_args(Recipe, "recipe")
+        super().add_core_arguments_to_parser(parser)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Parse, and say what is wrong in one message; then look at the checkpoint, before anything is built."""
@@ -83,7 +99,7 @@ def run(args: Sequence[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`.
 
     Args:
-        args: The verb and its arguments.
+        args: The verb and its arguments; configs as paths (`lit_opt.fit_errors.expand_configs`).
 
     Returns:
         0.
@@ -92,16 +108,22 @@ def run(args: Sequence[str]) -> int:
         RecipeError: Whatever the user can mend, in one message.
         KeyboardInterrupt: Ctrl-C, after Lightning has shut down.
     """
-    verbs = RecipeCLI.subcommands()
     quiet: dict[str, Any] = {"exit_on_error": False, "allow_abbrev": False}
-    described = {verb: {"description": EXAMPLES.format(verb=verb), **quiet} for verb in verbs}
+    described = {
+        verb: {
+            "usage": USAGE.format(verb=verb),
+            "description": EXAMPLES.format(verb=verb, does=does),
+            **quiet,
+        }
+        for verb, does in VERBS.items()
+    }
     try:
         RecipeCLI(
-            args=expand_configs(args),
+            args=list(args),
             auto_configure_optimizers=False,
             seed_everything_default=SEED,
             save_config_kwargs={"overwrite": True},
-            parser_kwargs={"prog": "lit-opt", **quiet, **described},
+            parser_kwargs={"prog": "lit-opt", "formatter_class": _Formatter, **quiet, **described},
         )
     except MisconfigurationException as error:
         raise RecipeError([f"Lightning: {error}"]) from error

@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lit_opt.errors import RecipeError, nearest
@@ -91,6 +90,8 @@ def check_checkpoint(path: Any) -> None:
     if not file.exists():
         near = nearest(file.name, _files(file, "*.ckpt"))
         raise RecipeError([f"ckpt_path: {path}: no such file.{near} Give a checkpoint that `fit` has written."])
+    import torch  # not above: a config that is wrong is said at once
+
     try:
         content = torch.load(file, weights_only=True, map_location="meta")
     except Exception as error:  # a damaged file can make the reader fail in any way
@@ -142,7 +143,9 @@ def parse_problems(message: str, verb: str, known: Sequence[str]) -> list[str]:
         given, value = _given_value(message)
         if key.startswith("recipe."):
             name = key.removeprefix("recipe.")
-            problems = [] if name in ("name", "existing", "on_resume") else find_problems(get_recipe("llm"), {name: value})
+            problems = (
+                [] if name in ("name", "existing", "on_resume") else find_problems(get_recipe("llm"), {name: value})
+            )
             if problems:
                 return [f"recipe.{problem}" for problem in problems]
         return [_wrong_value(key, value, message, given)]
@@ -177,7 +180,9 @@ def _wrong_value(key: str, value: object, message: str, has_value: bool) -> str:
             f"{key}: {value!r} is no class that can be imported. Give its dotted path, such as "
             "lit_opt.workloads.LanguageModel, in a module that Python finds from here."
         )
-    if found := re.search(r"^( *)(?:- )?Problem with given class_path '([^']+)':\s+(.*)", message, re.DOTALL | re.MULTILINE):
+    if found := re.search(
+        r"^( *)(?:- )?Problem with given class_path '([^']+)':\s+(.*)", message, re.DOTALL | re.MULTILINE
+    ):
         inner = found[3].split(f"\n{found[1]}- ")[0].strip()
         return _class_problem(key, found[2], inner)
     words = re.findall(r"Literal\[(.*?)\]", message)

@@ -48,7 +48,9 @@ def listing_tables(*, folded: bool) -> list[Table]:
         ("Recipes", ("name", "optimizer", "summary", "deviate"), data["recipes"]),
         ("Optimizers", ("name", "provider", "summary", "evidence"), data["optimizers"]),
     ):
-        table = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+        table = Table(
+            title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, padding=(0, 2, 0, 0)
+        )
         for column in columns[:2]:
             table.add_column(column, no_wrap=True, style="cyan" if column == "name" else "")
         for column in columns[2:3] if folded else columns[2:]:

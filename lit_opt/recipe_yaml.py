@@ -70,7 +70,11 @@ def recipe_section(
     entries = explain(spec, o, facts)
     lines = ["recipe:", f"  name: {spec.name}"]
     for field in FIELDS:
-        lines += ["", *_comment(_about(field, entries)), _setting(field, o.get(field, values.get(field)), active=field in o)]
+        lines += [
+            "",
+            *_comment(_about(field, entries)),
+            _setting(field, o.get(field, values.get(field)), active=field in o),
+        ]
     for field, (value, about) in _WORDS.items():
         lines += ["", *_comment([about]), _setting(field, value, active=False)]
     return lines

@@ -101,9 +101,7 @@ class VisionLanguageModel(LightningModule):
                 vision_use_head=False,
             )
         )
-        self.multi_modal_projector = nn.Sequential(
-            nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width)
-        )
+        self.multi_modal_projector = nn.Sequential(nn.Linear(vision_width, width), nn.GELU(), nn.Linear(width, width))
         self.language_model = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
                 vocab_size=256,
@@ -189,13 +187,6 @@ class VisionLanguageModel(LightningModule):
             inputs = embed(byte)
         self.train(was_training)
         return [_text(row) for row in written.tolist()]
-
-    def closing_lines(self) -> list[str]:
-        """What a run shows at its end: three validation images' captions, true and as written now."""
-        lines = ["captions of validation images, and what the model writes:"]
-        for true, written in self.shown[:3]:
-            lines += [f"  is      {true}", f"  written {written}"]
-        return lines if self.shown else []
 
 
 def _text(caption: list[int]) -> str:

@@ -10,6 +10,7 @@ from lit_opt import Recipe
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import group_parameters
 from lit_opt.workloads import ResumableDataModule, VisionLanguageModel
+from lit_opt.workloads.report import vision_language_lines
 from lit_opt.workloads.vision_language import END, PAD, _text
 from tests.workloads.test_text import quiet_trainer
 
@@ -85,7 +86,11 @@ def test_it_learns_to_see_under_the_vlm_recipe():
     [row] = trainer.validate(model, Dots(batch_size=4), verbose=False)
     assert row["caption_accuracy"] == 1.0 and row["val_loss"] < 3
     assert model.shown == [("dark", "dark"), ("light", "light")] * 3
-    assert model.closing_lines()[1:3] == ["  is      dark", "  written dark"]
+    lines = vision_language_lines(model, trainer.callback_metrics)
+    assert lines[0].startswith("Validation: 100.0 % of the captions") and lines[1:3] == [
+        "  is:      dark",
+        "  written: dark",
+    ]
 
 
 def test_the_parts_are_found_by_their_names():
@@ -105,4 +110,4 @@ def test_arguments_are_checked_at_once():
 
 
 def test_nothing_is_shown_before_a_validation():
-    assert VisionLanguageModel(**TINY).closing_lines() == []
+    assert vision_language_lines(VisionLanguageModel(**TINY), {}) == []
