@@ -99,6 +99,8 @@ def _learning_rate(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, A
     unknown_size = same and p.origin == "recipe" and spec.lr.by_parameters and resolved.facts.parameter_count is None
     size = ("the model's size decides, see the rows below",) if unknown_size else ()
     yield _entry(section, "lr", p, own if same or p.origin != "yours" else None, notes=size)
+    if spec.moderate_batch is not None:
+        yield _from_value(section, "largest moderate batch", spec.moderate_batch, notes=resolved.notes)
     if not same or "lr" in o:
         return
     s = spec.lr.scaling

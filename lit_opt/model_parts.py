@@ -55,6 +55,10 @@ class PartMatch:
         of: Parameter name -> its part; those in no part are missing.
         notes: Sentences for the log.
         problems: Sentences for one RecipeError.
+
+    Example:
+        >>> PartMatch(of={"bridge.weight": "projector"}, notes=(), problems=()).of["bridge.weight"]
+        'projector'
     """
 
     of: Mapping[str, str]

@@ -225,6 +225,10 @@ class PartSpec:
         match: Glob, or several, over the parameter's dotted name, such as "*.bridge.*". None uses what is known of
             LLaVA, Qwen-VL, SmolVLM, PaliGemma and CLIP, see `lit_opt.model_parts`.
         lr_scale: Multiplies the learning rate; None keeps the recipe's number.
+
+    Example:
+        >>> PartSpec(match="*.bridge.*").lr_scale is None
+        True
     """
 
     match: str | tuple[str, ...] | None = None

@@ -80,7 +80,7 @@ def vision_language_lines(model: VisionLanguageModel, metrics: Mapping[str, Any]
 
     Example:
         >>> from lit_opt.workloads import VisionLanguageModel
-        >>> model = VisionLanguageModel(vision_width=16, vision_layers=1, width=16, layers=1, heads=2)
+        >>> model = VisionLanguageModel(vision_width=8, width=16, layers=1, heads=2)
         >>> model.shown = [("a mono digit 7", "a mono digit 1")]
         >>> for line in vision_language_lines(model, {"caption_accuracy": 0.25, "val_loss": 0.2}):
         ...     print(line)
