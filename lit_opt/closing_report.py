@@ -26,14 +26,18 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.rates: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the rates that the step will use; at its end they are those of the next."""
+        self.rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss, once for all batches of an accumulation."""
         step = trainer.global_step
         if "loss" not in (outputs or {}) or any(row["step"] == step and "train_loss" in row for row in self.rows[-1:]):
             return
-        rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
-        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **rates})
+        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **self.rates})
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was logged."""
