@@ -93,7 +93,7 @@ def report(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# Recipes beside torch's plain defaults",
         "",
-        f"Device: {platform.machine()} CPU, 2 threads. Not run on a GPU. Script: `python -m benchmarks.recipe_vs_default`.",
+        f"Device: {platform.machine()} CPU, 1 thread. Not run on a GPU. Script: `python -m benchmarks.recipe_vs_default`.",
         "Same initial weights and data order per seed. Plain is AdamW(lr=1e-3), no schedule, groups or clipping.",
         "The machine ran other work at the same time: CPU seconds are the honest cost, and they are not compared.",
         "",
@@ -123,7 +123,7 @@ def main() -> None:
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore")
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
 
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     done = {(r["workload"], r["arm"], r["seed"]) for r in rows}

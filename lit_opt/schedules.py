@@ -58,6 +58,11 @@ def factor(schedule: Schedule, step: int) -> float:
 
     The warmup reaches the peak at step `warmup_steps`; the decay reaches `final` at step `total_steps` and
     stays there.
+
+    Example:
+        >>> linear = Schedule(total_steps=10, warmup_steps=4, kind="linear")
+        >>> [round(factor(linear, step), 2) for step in range(11)]
+        [0.2, 0.4, 0.6, 0.8, 1.0, 0.83, 0.67, 0.5, 0.33, 0.17, 0.0]
     """
     s = schedule
     if step < s.warmup_steps:

@@ -1,6 +1,7 @@
 """Each recipe's numbers, typed in once more from the notes they were read from, and the shape of the data."""
 
 import dataclasses
+import operator
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.optim.registry import list_optimizers
 from lit_opt.recipes import ALIASES, NOT_BUILT, get_recipe, list_recipes
 from lit_opt.recipes.common import DECAYS
-from lit_opt.recipes.schema import GroupRule, RecipeSpec, Value
+from lit_opt.recipes.schema import GroupRule, RecipeSpec, Value, _walk
 from lit_opt.schedules import KINDS
 
 ALL = sorted(package._all_recipes())
@@ -222,10 +223,17 @@ def test_decays_are_complete():
     assert set(DECAYS) == set(KINDS)
     for kind, decay in DECAYS.items():
         assert decay.kind.number == kind
-    assert DECAYS["step"].milestones.number == (1 / 3, 2 / 3, 8 / 9)
-    assert DECAYS["step"].gamma.number == 0.1
-    assert DECAYS["wsd"].cooldown.number == 0.2 and DECAYS["wsd"].final.number == 0.0
-    assert DECAYS["cosine"].final.number == 0.0
+    numbers = {f"{kind}.{path}": value.number for kind, decay in DECAYS.items() for path, value in _walk("", decay)}
+    assert {path: number for path, number in numbers.items() if not path.endswith(".kind")} == {
+        "cosine.final": 0.0,
+        "linear.final": 0.0,
+        "polynomial.final": 0.0,
+        "polynomial.power": 2.0,
+        "step.milestones": (1 / 3, 2 / 3, 8 / 9),
+        "step.gamma": 0.1,
+        "wsd.final": 0.0,
+        "wsd.cooldown": 0.2,
+    }
 
 
 # ---- names
@@ -263,15 +271,12 @@ def test_names_of_another_type(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_is_frozen(name):
     spec = get_recipe(name)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.name = "other"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.lr.base = spec.weight_decay
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.weight_decay.number = 1.0
+    for frozen, field in ((spec, "name"), (spec.lr, "base"), (spec.weight_decay, "number"), (spec.decay, "kind")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, field, "other")
     for mapping in (spec.hyperparameters, spec.parts, spec.hints):
         with pytest.raises(TypeError):
-            mapping["betas"] = spec.weight_decay
+            operator.setitem(mapping, "betas", spec.weight_decay)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -5,6 +5,7 @@ import math
 import random
 
 import pytest
+import torch
 
 import lit_opt.recipes as recipes_package
 from lit_opt.errors import RecipeError
@@ -196,13 +197,13 @@ def test_only_what_is_missing_is_asked_for():
 
 
 def test_optimizer_classes():
-    torch = pytest.importorskip("torch")
     [problem] = refused("llm", optimizer=torch.optim.RMSprop)
     assert "'RMSprop'" in problem and "lr= and weight_decay=" in problem
     resolved = run("llm", optimizer=torch.optim.RMSprop, lr=1e-3, weight_decay=0, optimizer_kwargs={"alpha": 0.9})
     assert resolved.optimizer is torch.optim.RMSprop
     assert resolved.optimizer_name.endswith("RMSprop")
     assert resolved.hyperparameters == {"alpha": 0.9} and resolved.weight_decay == 0.0
+    assert resolved.provenance["lr"].value is None and resolved.provenance["weight_decay"].value is None
     # LBFGS has no weight decay: it is not asked for, and giving it is an error.
     resolved = run("llm", optimizer=torch.optim.LBFGS, lr=1.0)
     assert resolved.weight_decay == 0.0 and "none" in resolved.provenance["weight_decay"].note
@@ -423,7 +424,6 @@ def test_as_dict_is_json(name):
 
 
 def test_as_dict_of_a_users_class_is_json():
-    torch = pytest.importorskip("torch")
     resolved = run("llm", optimizer=torch.optim.Rprop, lr=1, optimizer_kwargs={"etas": (0.5, 1.2), "foreach": None})
     data = json.loads(json.dumps(resolved.as_dict()))
     assert data["hyperparameters"] == {"etas": [0.5, 1.2], "foreach": None}

@@ -50,8 +50,8 @@ class EMA(Callback):
     `lit_opt.callbacks.export.export_ema` read the averages.
 
     Not run on a GPU so far; `offload` uses pinned memory there. FSDP2 (`ModelParallelStrategy`) is supported,
-    FSDP1 and DeepSpeed are refused. After `ddp_spawn` the averages are only in the checkpoint. After `fit`,
-    `trainer.save_checkpoint(..., weights_only=True)` holds the raw weights only.
+    FSDP1 and DeepSpeed are refused. After `ddp_spawn` the averages are only in the checkpoint. A weights-only
+    checkpoint that is written after `fit`, or because of an exception, holds the raw weights only.
 
     Args:
         decay: The final d, per optimizer step, in [0, 1).

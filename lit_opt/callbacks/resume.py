@@ -96,7 +96,9 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     hyperparameters = dict(saved["hyperparameters"])
     total = schedule["total_steps"]
     used = FIELDS_OF_KIND[schedule["kind"]]
-    decay: dict[str, Any] = {key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used}
+    decay: dict[str, Any] = {
+        key: schedule[key] for key in ("kind", "final", "power", "gamma") if key == "kind" or key in used
+    }
     if "milestones" in used and total:
         decay["milestones"] = tuple(m / total for m in schedule["milestones"])
     if "cooldown" in used and schedule["cooldown_steps"]:

@@ -48,7 +48,7 @@ class Session:
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
         self._unscaling: list[Any] = []
-        self._clips = self._clips_itself = False
+        self._clips = self._clips_itself = self._started = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
@@ -222,6 +222,7 @@ class Session:
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
                 group.update(options)
+        self._started = True
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
@@ -260,23 +261,27 @@ class Session:
 
     def _follow_finder(self, run: Configured) -> None:
         found = suggested_lr(self.trainer)
-        if found is None or found == run.resolved.lr:
+        if found is None:
             return
         if "lr" in self.recipe.overrides:
             rank_zero_info(f"{self.recipe!r}: LearningRateFinder suggests {found:.3g}; lr={run.resolved.lr:g} is kept.")
             return
-        scale = found / run.resolved.lr
+        scale = found / max(run.scheduler.peaks)  # the finder ran with found for the fastest group
         run.scheduler.peaks = [peak * scale for peak in run.scheduler.peaks]
         note = f"LearningRateFinder; the recipe has {run.resolved.lr:g}"
-        lr = Provenance(number=found, origin="yours", note=note, value=run.resolved.provenance["lr"].value)
-        run.resolved = replace(run.resolved, lr=found, provenance=run.resolved.provenance | {"lr": lr})
-        rank_zero_info(f"{self.recipe!r}: lr {found:.3g} from LearningRateFinder, ratios of the groups kept.")
+        peak = run.resolved.lr * scale
+        lr = Provenance(number=peak, origin="yours", note=note, value=run.resolved.provenance["lr"].value)
+        run.resolved = replace(run.resolved, lr=peak, provenance=run.resolved.provenance | {"lr": lr})
+        rank_zero_info(f"{self.recipe!r}: lr {peak:.3g} from LearningRateFinder, ratios of the groups kept.")
 
     # ---- the end
 
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        found = suggested_lr(self.trainer)
+        if found is not None and not self._started:
+            rank_zero_info(f"{self.recipe!r}: lr_find suggests {found:.3g}; to use it, give Recipe(..., lr={found:.3g}).")
         while self._unscaling:
             self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:

@@ -146,6 +146,10 @@ class DecaySpec:
         gamma: Factor of "step".
         cooldown: Length of the last phase of "wsd": a float below 1 is a fraction of the run, a whole number
             counts optimizer steps.
+
+    Example:
+        >>> DecaySpec(kind="wsd", cooldown=500).final is None
+        True
     """
 
     kind: str | None = None
@@ -158,7 +162,12 @@ class DecaySpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ClipSpec:
-    """Gradient clipping: the global norm ("norm") or each entry ("value") is limited to `limit`."""
+    """Gradient clipping: the global norm ("norm") or each entry ("value") is limited to `limit`.
+
+    Example:
+        >>> ClipSpec(limit=0.5, kind="value")
+        ClipSpec(limit=0.5, kind='value')
+    """
 
     limit: float
     kind: str = "norm"
@@ -174,6 +183,10 @@ class EMASpec:
         start_step: Optimizer step at which averaging begins.
         checkpoint: What the checkpoint's `state_dict` holds: "raw" weights (the averages lie beside them) or "ema".
         offload: Keep the averages in CPU memory.
+
+    Example:
+        >>> EMASpec(decay=0.999, start_step=100).checkpoint
+        'raw'
     """
 
     decay: float = 0.9999
@@ -192,6 +205,10 @@ class GroupRule:
         lr_scale: Multiplies the learning rate.
         weight_decay: Replaces the weight decay.
         algorithm: Registry name of the optimizer that takes it, under a matrix method.
+
+    Example:
+        >>> GroupRule(match="backbone.*", lr_scale=0.1).weight_decay is None
+        True
     """
 
     match: str
@@ -221,6 +238,12 @@ class RecipeSpec:
         layer_decay: Factor per layer below the head, or None.
         parts: Learning-rate multipliers of a model's parts (vlm).
         hints: What a callback cannot set: precision, label smoothing, memory format.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> cnn = get_recipe("cnn")
+        >>> cnn.lr.base.number, cnn.lr.scaling.reference_batch.number, cnn.hyperparameters["momentum"].number
+        (0.1, 256, 0.9)
     """
 
     name: str

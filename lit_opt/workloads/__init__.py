@@ -6,7 +6,7 @@ None of the modules has a `configure_optimizers`: that is what a recipe brings.
     from lightning.pytorch import Trainer
     from lit_opt import Recipe
     from lit_opt.workloads import ByteText, LanguageModel
-    Trainer(max_steps=400, callbacks=[Recipe('llm')]).fit(LanguageModel(), ByteText())"
+    Trainer(max_epochs=1, callbacks=[Recipe('llm')]).fit(LanguageModel(), ByteText())"
 
 `pip install lit-opt[workloads]` brings what they need beside torch and lightning.
 """

@@ -2,7 +2,8 @@
 
 Lightning restores the state of a loader only from a checkpoint that was written inside an epoch (`FitLoop`
 skips it unless the loop is `restarting`), but it restores a data module always. So the position is kept here
-as well.
+as well. Lightning 2.4 counts one micro-batch too few after a resume inside an epoch: the stream continues
+exactly there too, but that epoch is one batch longer and an accumulation one shorter; 2.5 counts right.
 """
 
 from __future__ import annotations
@@ -69,7 +70,19 @@ class ResumableDataModule(LightningDataModule):
             self._train_loader, self._restored = None, {}
 
     def train_dataloader(self) -> ResumableLoader:
-        """The shuffled stream; where Lightning asks again within a run, it goes on from the same position."""
+        """The shuffled stream; where Lightning asks again within a run, it goes on from the same position.
+
+        Raises:
+            RecipeError: The Trainer has `overfit_batches`, which needs the same batches in every epoch.
+        """
+        overfit = getattr(self.trainer, "overfit_batches", 0)
+        if overfit:
+            raise RecipeError(
+                [
+                    f"overfit_batches={overfit}: this stream brings new batches in every epoch. Leave it out,"
+                    " and let datasets() return a few samples instead."
+                ]
+            )
         state = self.state_dict()
         self._train_loader = ResumableLoader(
             self._loaded()[0],

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +104,7 @@ def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str |
     figure_class = require("matplotlib.figure", "loss_plot").Figure
     heights = [3.0, *([2.0] if val else []), *([1.3] if rates else [])]
     figure = figure_class(figsize=(8, 1.0 + sum(heights)), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12)
     axes = list(figure.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0])
 
     steps, losses = zip(*train, strict=True)
@@ -124,13 +125,14 @@ def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str |
                 steps, values, linewidth=1.6, label=name, **({"color": _GREEN} if len(rates) == 1 else {})
             )
         axes[-1].set_ylim(bottom=0)
-        axes[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
+        axes[-1].yaxis.set_major_formatter("{x:g}")
         if len(rates) > 1:
             axes[-1].legend(frameon=False, fontsize=8)
         peak = max(value for points in rates.values() for _, value in points)
         _title(axes[-1], "learning rate", f"peak {peak:.2g}")
     for axis in axes:
         axis.spines[["top", "right"]].set_visible(False)
+        axis.spines[["left", "bottom"]].set_color("#b9c0c7")
         axis.grid(axis="y", color="#e3e6e9", linewidth=0.8)
         axis.set_axisbelow(True)
         axis.tick_params(colors=_GREY, labelsize=9)
@@ -164,10 +166,8 @@ def _series(rows: Iterable[Mapping[str, Any]], name: str) -> list[tuple[int, flo
     return [(step, value) for step, value in points if math.isfinite(value)]
 
 
-def _smooth(values: Iterable[float], share: float = 0.9) -> list[float]:
-    """Exponential average that starts at the first value without a bias (Adam's correction, 1412.6980)."""
-    total, smooth = 0.0, []
-    for count, value in enumerate(values, start=1):
-        total = share * total + (1 - share) * value
-        smooth.append(total / (1 - share**count))
-    return smooth
+def _smooth(values: Sequence[float]) -> list[float]:
+    """Mean over neighbours on both sides, a twentieth of the run; unlike a running mean it does not lag."""
+    reach = len(values) // 40
+    around = [values[max(0, i - reach) : i + reach + 1] for i in range(len(values))]
+    return [sum(part) / len(part) for part in around]

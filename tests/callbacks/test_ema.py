@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import pickle
 import threading
+from dataclasses import asdict
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from lit_opt import EMA
 from lit_opt.averaging import Averages, decay_at, ema_window
 from lit_opt.errors import RecipeError
+from lit_opt.recipes.schema import EMASpec
 from tests.callbacks.ema_lib import Net, Trace, averages, loader, same, trainer, weights
 
 
@@ -436,6 +439,14 @@ def test_an_owner_may_forward_the_hooks():
     reference = EMA(0.9)
     trainer(reference, max_steps=5).fit(Net(), loader(5), loader(1))
     assert same(averages(owner.ema), averages(reference)) and same(trace.seen[-1], averages(reference))
+
+
+def test_the_arguments_are_those_of_the_spec():
+    spec = asdict(EMASpec(decay=0.5, warmup=False, start_step=3, checkpoint="ema", offload=True))
+    ema = EMA(**spec)
+    assert {name: getattr(ema, name) for name in spec} == spec
+    defaults = {name: p.default for name, p in inspect.signature(EMA).parameters.items()}
+    assert defaults == asdict(EMASpec())
 
 
 def test_bad_arguments_are_refused_together():

@@ -45,8 +45,9 @@ def test_it_brings_no_optimizer():
 def test_the_stem_for_small_images_keeps_the_resolution():
     small, published = ImageClassifier(width=0.125), ImageClassifier(width=0.125, small_images=False)
     image = torch.randn(1, 3, 16, 16)
-    assert small.model.conv1(image).shape[-2:] == (16, 16)
-    assert published.model.maxpool(published.model.conv1(image)).shape[-2:] == (4, 4)
+    assert small.model.get_submodule("conv1")(image).shape[-2:] == (16, 16)
+    stem = torch.nn.Sequential(*(published.model.get_submodule(name) for name in ("conv1", "maxpool")))
+    assert stem(image).shape[-2:] == (4, 4)
 
 
 @pytest.mark.parametrize(
@@ -65,11 +66,11 @@ def test_models_by_name(arguments):
         assert model(torch.randn(1, 3, 16, 16)).shape == (1, 7)
 
 
-def test_label_smoothing_is_for_training_only():
+def test_label_smoothing_is_for_training_only(monkeypatch):
     torch.manual_seed(0)
     model = ImageClassifier(width=0.125, label_smoothing=0.1).eval()
-    logged = {}
-    model.log = lambda name, value, **_: logged.update({name: value})
+    logged: dict[str, torch.Tensor] = {}
+    monkeypatch.setattr(model, "log", lambda name, value, **_: logged.update({name: value}))
     images, labels = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
     logits = model(images)
     torch.testing.assert_close(
@@ -86,7 +87,7 @@ def test_channels_last_changes_the_layout_not_the_result():
     last.load_state_dict(plain.state_dict())
     images = torch.randn(2, 3, 16, 16)
     torch.testing.assert_close(plain(images), last(images), rtol=1e-4, atol=1e-4)
-    weight = last.model.layer1[0].conv1.weight
+    weight = last.model.get_parameter("layer1.0.conv1.weight")
     assert weight.is_contiguous(memory_format=torch.channels_last) and not weight.is_contiguous()
 
 
