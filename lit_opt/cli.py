@@ -25,6 +25,7 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
+  lit-opt export-ema last.ckpt out.pt   averaged weights as a file of their own
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
@@ -47,6 +48,11 @@ examples:
   lit-opt list
   lit-opt list | grep vit             piped: one line each
   lit-opt list --format json"""
+
+EXPORT_EXAMPLES = """\
+examples:
+  lit-opt export-ema last.ckpt weights.pt
+  lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
 
@@ -88,7 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain}
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.shipped_configs import shipped_configs
@@ -176,6 +182,22 @@ def explain(args: list[str]) -> int:
         print(output)
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def export_ema(args: list[str]) -> int:
+    """The averaged weights of a checkpoint as a file of their own."""
+    parser = _parser("export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES)
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint written with lit_opt.EMA")
+    parser.add_argument("out", metavar="OUT", help="file to write; an existing one is replaced")
+    parser.add_argument(
+        "--safetensors", action="store_true", help="write the safetensors format; OUT ends in .safetensors"
+    )
+    given = _parse(parser, args)
+    from lit_opt.callbacks.export import export_ema as export
+
+    export(given.checkpoint, given.out, safetensors=given.safetensors)
+    print(f"Wrote {given.out}")
     return 0
 
 

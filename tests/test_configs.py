@@ -19,6 +19,7 @@ from lit_opt.overrides import FIELDS, find_problems
 from lit_opt.recipe_yaml import flow, recipe_section
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import RunFacts, resolve
+from lit_opt.schedules import factor
 from lit_opt.shipped_configs import CONFIGS, shipped_configs
 from lit_opt.workloads import LanguageModel
 
@@ -133,6 +134,15 @@ def test_each_config_trains_validates_and_resumes(name, tmp_path, monkeypatch, c
     assert yaml.safe_load((run / "config.yaml").read_text())["recipe"]["name"] == TABLE[name][0]
     last = run / "checkpoints" / "last.ckpt"
     assert "Checkpoint: " in out and last.is_file()
+
+    # The picture shows the rates that the steps used, not those that the scheduler has set for the next.
+    trained = [row for row in watched[0].history.rows if "train_loss" in row]
+    schedule = watched[0].trainer.lr_scheduler_configs[0].scheduler.schedule
+    peak = watched[0].trainer.optimizers[0].defaults["lr"]
+    assert [row["step"] for row in trained] == [1, 2]
+    for row in trained:
+        (rate,) = [value for key, value in row.items() if key.startswith("lr-")]
+        assert rate == pytest.approx(peak * factor(schedule, int(row["step"]) - 1))
 
     # What the config says of the run is true, so an uncommented learning rate is the one that was used.
     trainer, facts = watched[0].trainer, TABLE[name][1].facts
