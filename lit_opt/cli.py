@@ -25,7 +25,9 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
-  lit-opt export-ema last.ckpt out.pt   averaged weights as a file of their own
+
+Keep:
+  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
@@ -49,12 +51,13 @@ examples:
   lit-opt list | grep vit             piped: one line each
   lit-opt list --format json"""
 
+FIT_VERBS = ("fit", "validate", "test", "predict")
+
+
 EXPORT_EXAMPLES = """\
 examples:
   lit-opt export-ema last.ckpt weights.pt
   lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
-
-FIT_VERBS = ("fit", "validate", "test", "predict")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -188,16 +191,14 @@ def explain(args: list[str]) -> int:
 def export_ema(args: list[str]) -> int:
     """The averaged weights of a checkpoint as a file of their own."""
     parser = _parser("export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES)
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint written with lit_opt.EMA")
-    parser.add_argument("out", metavar="OUT", help="file to write; an existing one is replaced")
-    parser.add_argument(
-        "--safetensors", action="store_true", help="write the safetensors format; OUT ends in .safetensors"
-    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a run with averages")
+    parser.add_argument("out", metavar="OUT", help="the file to write; an existing one is replaced")
+    parser.add_argument("--safetensors", action="store_true", help="write the safetensors format")
     given = _parse(parser, args)
     from lit_opt.callbacks.export import export_ema as export
 
     export(given.checkpoint, given.out, safetensors=given.safetensors)
-    print(f"Wrote {given.out}")
+    print(f"The averages of {given.checkpoint} are in {given.out}.")
     return 0
 
 

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import tomllib
+from typing import Any
 from pathlib import Path
 
 import pytest
@@ -162,3 +163,34 @@ def test_verbs_are_lightnings():
     from lit_opt.fit_cli import VERBS, RecipeCLI
 
     assert tuple(RecipeCLI.subcommands()) == FIT_VERBS == tuple(VERBS)
+
+
+def test_export_ema_writes_the_averages(tmp_path, capsys):
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from lit_opt import Recipe
+
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_steps=5,
+        limit_val_batches=0,
+        callbacks=[Recipe("diffusion", ema=0.5, lr=0.1)],
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        **quiet,
+    )
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert main(["export-ema", str(tmp_path / "last.ckpt"), str(tmp_path / "weights.pt")]) == 0
+    assert "weights.pt" in capsys.readouterr().out
+    averages = torch.load(tmp_path / "weights.pt", weights_only=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(averages[k], saved["ema_state_dict"][k]) for k in averages)
+    assert not torch.equal(averages["layer.weight"], saved["state_dict"]["layer.weight"])
+
+
+def test_export_ema_of_nothing_is_one_message(tmp_path, capsys):
+    assert main(["export-ema", str(tmp_path / "none.ckpt"), str(tmp_path / "w.pt")]) == 2
+    assert "there is no file" in capsys.readouterr().err

@@ -3,11 +3,14 @@
 import dataclasses
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 import lit_opt.fit_cli
 from lit_opt import Recipe
@@ -21,7 +24,7 @@ from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import RunFacts, resolve
 from lit_opt.schedules import factor
 from lit_opt.shipped_configs import CONFIGS, shipped_configs
-from lit_opt.workloads import LanguageModel
+from lit_opt.workloads import ImageClassifier, LanguageModel
 
 torch.set_num_threads(1)
 NAMES = sorted(TABLE)
@@ -181,3 +184,15 @@ def test_the_report_does_not_change_the_run(tmp_path, monkeypatch, watched):
     seed_everything(1, verbose=False)
     assert main(["fit", "--config", "cnn", *short, *model, "--trainer.max_steps=2"]) == 0
     assert all(torch.equal(a, b) for a, b in zip(with_report, watched[1].model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "strategy", "active"), [(1, None, True), (2, DDPStrategy(), True), (2, FSDPStrategy(), False)]
+)
+def test_who_gets_a_report(world_size, strategy, active):
+    trainer = SimpleNamespace(world_size=world_size, strategy=strategy, fast_dev_run=False)
+    data = {"datamodule": object()}
+    workload = ImageClassifier(width=0.125)
+    assert ClosingReport(trainer, workload, data).active is active  # type: ignore[arg-type]
+    assert not ClosingReport(trainer, workload, {}).active  # type: ignore[arg-type]
+    assert not ClosingReport(trainer, BoringModel(), data).active  # type: ignore[arg-type]

@@ -72,6 +72,22 @@ def loader_batch_size(loader: Any) -> int | None:
     return size if isinstance(size, int) and size > 0 else None
 
 
+def is_flattened(module: Any) -> bool:
+    """FSDP1 and ZeRO replace parameters by flat shards; DTensors keep their global shape."""
+    return any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_shape") for p in module.parameters())
+
+
+def is_deepspeed(trainer: Any) -> bool:
+    """DeepSpeed clips by itself."""
+    return type(trainer.strategy).__name__ == "DeepSpeedStrategy"
+
+
+def fsdp1_root(trainer: Any) -> Any:
+    """FSDP1's root module, the only one that knows the norm over all shards; None elsewhere."""
+    model = trainer.strategy.model
+    return model if type(model).__name__ == "FullyShardedDataParallel" else None
+
+
 def _accumulation_scheduler(trainer: Any) -> Any:
     return next((c for c in trainer.callbacks if type(c).__name__ == "GradientAccumulationScheduler"), None)
 

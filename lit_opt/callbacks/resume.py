@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -122,6 +123,14 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     if saved["fallback"]:
         overrides["fallback"] = saved["fallback"]
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
+
+
+def named_as_checkpoints(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
+    origins = {
+        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
+    }
+    return replace(resolved, provenance=origins)
 
 
 def data_are_exact(trainer: Any) -> bool:
