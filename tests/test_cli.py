@@ -4,8 +4,8 @@ import json
 import subprocess
 import sys
 import tomllib
-from typing import Any
 from pathlib import Path
+from typing import Any
 
 import pytest
 
