@@ -41,7 +41,9 @@ class SaveAt(pl.Callback):
         {"precision": "bf16-true"},
         {"precision": "bf16-true", "checkpoint": "ema"},
         {"precision": "bf16-mixed"},
-        pytest.param({"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}, id="16-mixed"),
+        pytest.param(
+            {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}, id="16-mixed"
+        ),
         {"precision": "64-true"},
     ],
     ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items() if k != "plugins") or "default",
