@@ -1,6 +1,6 @@
 """What a run has learned, in a few closing lines.
 
-For the package's own workloads (`LanguageModel`, `ImageClassifier`, or a subclass) `lit-opt fit` validates before
+For the package's own workloads (`LanguageModel`, `ImageClassifier`, `VisionLanguageModel`, or a subclass) `lit-opt fit` validates before
 and after training and prints both results, with a text that the language model writes, a picture of the losses
 and the learning rate, and where the checkpoint is. Any other model is trained as it is, and only the checkpoint
 is named, as under strategies that shard the weights. Processes other than the first stay quiet.
@@ -19,7 +19,8 @@ from lightning.pytorch.utilities.seed import isolate_rng
 from lit_opt.errors import RecipeError
 from lit_opt.workloads.image_classifier import ImageClassifier
 from lit_opt.workloads.language_model import LanguageModel
-from lit_opt.workloads.report import image_classifier_lines, language_model_lines, loss_plot
+from lit_opt.workloads.report import image_classifier_lines, language_model_lines, loss_plot, vision_language_lines
+from lit_opt.workloads.vision_language import VisionLanguageModel
 
 
 class History(Callback):
@@ -60,7 +61,7 @@ class ClosingReport:
         self.trainer, self.model = trainer, model
         self.data = fit_kwargs.get("datamodule")
         self.resumed = fit_kwargs.get("ckpt_path") is not None
-        own = isinstance(model, LanguageModel | ImageClassifier)
+        own = isinstance(model, LanguageModel | ImageClassifier | VisionLanguageModel)
         # Sharded weights cannot be validated twice around a fit, nor sampled from in one process.
         whole = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
         self.active = own and whole and self.data is not None and not getattr(trainer, "fast_dev_run", False)
@@ -99,6 +100,8 @@ class ClosingReport:
     def _learned(self, figures: Mapping[str, float]) -> list[str]:
         if isinstance(self.model, LanguageModel):
             return language_model_lines(self.model, figures)
+        if isinstance(self.model, VisionLanguageModel):
+            return vision_language_lines(self.model, figures)
         assert isinstance(self.model, ImageClassifier)
         return image_classifier_lines(self.model, figures)
 

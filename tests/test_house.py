@@ -20,10 +20,20 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 # A room is a folder, or files that belong together.
 ROOM_OF = {
     **dict.fromkeys(
-        ("resolve", "resolve_lr", "resolve_schedule", "resolved", "overrides", "overrides_optimizer"), "resolve"
+        ("resolve", "resolve_lr", "resolve_schedule", "resolve_notes", "resolved", "overrides", "overrides_optimizer"),
+        "resolve",
     ),
     **dict.fromkeys(
-        ("param_groups", "group_placement", "layer_depth", "parameter_roles", "parameter_snapshot"), "param_groups"
+        (
+            "param_groups",
+            "group_placement",
+            "layer_depth",
+            "parameter_roles",
+            "parameter_snapshot",
+            "model_parts",
+            "adapters",
+        ),
+        "param_groups",
     ),
     **dict.fromkeys(("averaging", "shards"), "averaging"),
     **dict.fromkeys(("show", "explain", "explain_formats", "listing", "recipe_yaml", "shipped_configs"), "show"),

@@ -39,6 +39,8 @@ def run_facts(trainer: Any, parameter_count: int) -> RunFacts:
         data_parallel_size=size,
         parameter_count=parameter_count,
         steps_per_epoch=math.ceil(batches / accumulation) if _is_finite(batches) else None,
+        loader_batch=per_process,
+        accumulation=accumulation,
     )
 
 

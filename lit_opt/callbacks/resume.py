@@ -22,7 +22,7 @@ FORMAT = 1
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
 _COMPARED = (
     "name", "optimizer", "lr", "weight_decay", "hyperparameters", "schedule", "clip", "ema", "layer_decay",
-    "fallback", "groups", "parts",
+    "fallback", "groups", "parts", "part_globs",
 )  # fmt: skip
 
 
@@ -122,6 +122,9 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     overrides["optimizer_kwargs"] = hyperparameters
     if saved["fallback"]:
         overrides["fallback"] = saved["fallback"]
+    if saved["parts"]:
+        globs = saved["part_globs"]
+        overrides["parts"] = {k: {"lr_scale": x, "match": globs.get(k)} for k, x in saved["parts"].items()}
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
 
 

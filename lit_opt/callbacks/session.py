@@ -174,7 +174,9 @@ class Session:
 
     @rank_zero_only
     def _announce(self, run: Configured) -> None:
-        rank_zero_info(as_text(recipe_table(run.resolved), "", run.groups.table()))
+        rank_zero_info(
+            as_text(recipe_table(run.resolved), "", run.groups.table(), *run.resolved.notes, *run.groups.notes)
+        )
         for logger in self.trainer.loggers:
             logger.log_hyperparams({"recipe": run.resolved.as_dict()})
 
