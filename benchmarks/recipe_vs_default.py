@@ -73,7 +73,7 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
         language_model,
         "val_bpb",
         {"max_steps": 450},
-        {"llm": {"name": "llm"}, "llm, lr 2e-3": {"name": "llm", "lr": 2e-3}},
+        {"llm": {"name": "llm"}, "llm, lr 1e-3": {"name": "llm", "lr": 1e-3}},
     ),
     "cnn": (
         image_classifier,

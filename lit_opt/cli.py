@@ -27,7 +27,7 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt validate | test | predict     the same config, without training
 
 Keep:
-  lit-opt export-ema last.ckpt weights.pt   the averaged weights of a checkpoint as a plain state_dict
+  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)

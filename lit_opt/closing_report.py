@@ -3,7 +3,7 @@
 For the package's own workloads (`LanguageModel`, `ImageClassifier`, `VisionLanguageModel`, or a subclass) `lit-opt fit` validates before
 and after training and prints both results, with a text that the language model writes, a picture of the losses
 and the learning rate, and where the checkpoint is. Any other model is trained as it is, and only the checkpoint
-is named. Processes other than the first stay quiet.
+is named, as under strategies that shard the weights. Processes other than the first stay quiet.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_opt.errors import RecipeError
@@ -27,14 +28,18 @@ class History(Callback):
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
+        self.rates: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the rates that the step will use; at its end they are those of the next."""
+        self.rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss, once for all batches of an accumulation."""
         step = trainer.global_step
         if "loss" not in (outputs or {}) or any(row["step"] == step and "train_loss" in row for row in self.rows[-1:]):
             return
-        rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
-        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **rates})
+        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **self.rates})
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was logged."""
@@ -57,7 +62,9 @@ class ClosingReport:
         self.data = fit_kwargs.get("datamodule")
         self.resumed = fit_kwargs.get("ckpt_path") is not None
         own = isinstance(model, LanguageModel | ImageClassifier | VisionLanguageModel)
-        self.active = own and self.data is not None and not getattr(trainer, "fast_dev_run", False)
+        # Sharded weights cannot be validated twice around a fit, nor sampled from in one process.
+        whole = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
+        self.active = own and whole and self.data is not None and not getattr(trainer, "fast_dev_run", False)
         self.figures: dict[str, float] = {}
         self.history = History()
 

@@ -67,7 +67,12 @@ _DIGITS = Workload(
     mode="max",
     # 1,437 training images make 22 batches of 64.
     facts=RunFacts(total_steps=15 * 22, global_batch=64),
-    labelled={},
+    labelled={
+        "lr": (
+            0.05,
+            "twice the scaled rate: in 330 steps 98.6 % against 96.0 %, mean of 3 seeds (benchmarks/results)",
+        )
+    },
 )
 
 # Config -> (recipe, workload). A new recipe adds a row.

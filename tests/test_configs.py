@@ -3,11 +3,14 @@
 import dataclasses
 import inspect
 import re
+from types import SimpleNamespace
 
 import pytest
 import torch
 import yaml
 from lightning.pytorch import seed_everything
+from lightning.pytorch.demos.boring_classes import BoringModel
+from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
 import lit_opt.fit_cli
 from lit_opt import Recipe
@@ -19,8 +22,9 @@ from lit_opt.overrides import FIELDS, find_problems
 from lit_opt.recipe_yaml import flow, recipe_section
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import RunFacts, resolve
+from lit_opt.schedules import factor
 from lit_opt.shipped_configs import CONFIGS, shipped_configs
-from lit_opt.workloads import LanguageModel
+from lit_opt.workloads import ImageClassifier, LanguageModel
 
 torch.set_num_threads(1)
 NAMES = sorted(TABLE)
@@ -134,6 +138,15 @@ def test_each_config_trains_validates_and_resumes(name, tmp_path, monkeypatch, c
     last = run / "checkpoints" / "last.ckpt"
     assert "Checkpoint: " in out and last.is_file()
 
+    # The picture shows the rates that the steps used, not those that the scheduler has set for the next.
+    trained = [row for row in watched[0].history.rows if "train_loss" in row]
+    schedule = watched[0].trainer.lr_scheduler_configs[0].scheduler.schedule
+    peak = watched[0].trainer.optimizers[0].defaults["lr"]
+    assert [row["step"] for row in trained] == [1, 2]
+    for row in trained:
+        (rate,) = [value for key, value in row.items() if key.startswith("lr-")]
+        assert rate == pytest.approx(peak * factor(schedule, int(row["step"]) - 1))
+
     # What the config says of the run is true, so an uncommented learning rate is the one that was used.
     trainer, facts = watched[0].trainer, TABLE[name][1].facts
     recipe = next(c for c in trainer.callbacks if isinstance(c, Recipe))
@@ -171,3 +184,15 @@ def test_the_report_does_not_change_the_run(tmp_path, monkeypatch, watched):
     seed_everything(1, verbose=False)
     assert main(["fit", "--config", "cnn", *short, *model, "--trainer.max_steps=2"]) == 0
     assert all(torch.equal(a, b) for a, b in zip(with_report, watched[1].model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("world_size", "strategy", "active"), [(1, None, True), (2, DDPStrategy(), True), (2, FSDPStrategy(), False)]
+)
+def test_who_gets_a_report(world_size, strategy, active):
+    trainer = SimpleNamespace(world_size=world_size, strategy=strategy, fast_dev_run=False)
+    data = {"datamodule": object()}
+    workload = ImageClassifier(width=0.125)
+    assert ClosingReport(trainer, workload, data).active is active  # type: ignore[arg-type]
+    assert not ClosingReport(trainer, workload, {}).active  # type: ignore[arg-type]
+    assert not ClosingReport(trainer, BoringModel(), data).active  # type: ignore[arg-type]

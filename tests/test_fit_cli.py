@@ -321,3 +321,15 @@ def test_types_survive_the_command_line(capsys, given, kept):
 def test_an_optimizer_class_by_its_path():
     argv = ["--recipe.optimizer=torch.optim.NAdam", "--recipe.lr=1e-3", "--recipe.weight_decay=0"]
     assert main(["fit", *QUIET, MODEL, LLM, *argv]) == 0
+
+
+def test_export_ema(empty_folder, capsys):
+    argv = [a for a in QUIET if "logger" not in a and "checkpointing" not in a]
+    assert main(["fit", *argv, MODEL, LLM, "--recipe.ema=0.5"]) == 0
+    checkpoint = next(empty_folder.rglob("*.ckpt"))
+    assert main(["export-ema", str(checkpoint), "weights.pt"]) == 0
+    assert capsys.readouterr().out.endswith("are in weights.pt.\n")
+    raw, averages = torch.load(checkpoint, weights_only=True)["state_dict"], torch.load("weights.pt", weights_only=True)
+    assert set(averages) == set(raw)
+    assert not torch.equal(averages["layer.weight"], raw["layer.weight"])
+    assert "nowhere.ckpt" in message(capsys, "export-ema", "nowhere.ckpt", "weights.pt")

@@ -218,6 +218,7 @@ class Session:
         settings, facts = resume.differences(saved["recipe"], self.run.resolved)
         if settings and self.recipe.on_resume != "config":
             raise RecipeError([resume.refusal(settings)])
+        resume.check_optimizer(saved["recipe"], self.run.resolved)
         resume.check_groups(saved["groups"], self.run.group_names)
         for line in [*settings, *facts]:
             rank_zero_info(f"{self.recipe!r}, resumed: {line}")
