@@ -44,13 +44,13 @@ def image_classifier(seed: int) -> tuple[LightningModule, LightningDataModule]:
 
 def vision_transformer(seed: int) -> tuple[LightningModule, LightningDataModule]:
     """A batch of 256, where the vit recipe's rate applies as published."""
-    from lit_opt.workloads import Glyphs, ImageClassifier
+    from lit_opt.workloads import Digits, ImageClassifier
 
-    size = {"img_size": 28, "patch_size": 7, "embed_dim": 96, "depth": 4, "num_heads": 3}
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
     model = ImageClassifier(
-        "vit_tiny_patch16_224", num_classes=47, small_images=False, width=1.0, model_kwargs=size, label_smoothing=0.1
+        "vit_tiny_patch16_224", small_images=False, width=1.0, model_kwargs=size, label_smoothing=0.1
     )
-    return model, Glyphs(channels=3, batch_size=256, seed=seed)
+    return model, Digits(batch_size=256, seed=seed)
 
 
 def vision_language_model(seed: int) -> tuple[LightningModule, LightningDataModule]:
@@ -84,14 +84,18 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
     "vit": (
         vision_transformer,
         "val_acc",
-        {"max_steps": 600},
-        {"vit": {"name": "vit"}, "vit, lr 1e-3": {"name": "vit", "lr": 1e-3}},
+        {"max_steps": 400},
+        {"vit": {"name": "vit"}, "vit, lr 3e-3": {"name": "vit", "lr": 3e-3}},
     ),
     "vlm": (
         vision_language_model,
-        "caption_accuracy",
-        {"max_steps": 600},
-        {"vlm": {"name": "vlm"}, "vlm, lr 2e-3": {"name": "vlm", "lr": 2e-3}},
+        "word_accuracy",
+        {"max_steps": 500},
+        {
+            "vlm": {"name": "vlm"},
+            # from scratch, so no part is ahead of the others and the projector needs no rate of its own
+            "vlm, lr 6e-3, projector x 1": {"name": "vlm", "lr": 6e-3, "parts": {"projector": {"lr_scale": 1.0}}},
+        },
     ),
     "large_batch": (
         large_batch,
