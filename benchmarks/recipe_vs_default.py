@@ -100,7 +100,7 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
     "large_batch": (
         large_batch,
         "val_acc",
-        {"max_steps": 60, "accumulate_grad_batches": 16},
+        {"max_steps": 50, "accumulate_grad_batches": 16},
         {
             "large_batch/lars": {"name": "large_batch/lars"},
             "large_batch/lamb": {"name": "large_batch/lamb"},
