@@ -47,7 +47,7 @@ test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
 
 configs: $(VENV)/.workloads
-	$(PY) -m lit_opt.generate_configs
+	$(PY) -m lit_opt.commands.generate_configs
 
 benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.recipe_vs_default

@@ -160,7 +160,7 @@ def test_exit_code_of_the_process():
 
 
 def test_verbs_are_lightnings():
-    from lit_opt.fit_cli import VERBS, RecipeCLI
+    from lit_opt.commands.fit import VERBS, RecipeCLI
 
     assert tuple(RecipeCLI.subcommands()) == FIT_VERBS == tuple(VERBS)
 

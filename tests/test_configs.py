@@ -12,18 +12,18 @@ from lightning.pytorch import seed_everything
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.strategies import DDPStrategy, FSDPStrategy
 
-import lit_opt.fit_cli
+import lit_opt.commands.fit
 from lit_opt import Recipe
 from lit_opt.cli import main
-from lit_opt.closing_report import ClosingReport
-from lit_opt.generate_configs import TABLE, config_text
-from lit_opt.generate_configs import main as generate
-from lit_opt.overrides import FIELDS, find_problems
-from lit_opt.recipe_yaml import flow, recipe_section
+from lit_opt.commands.closing_report import ClosingReport
+from lit_opt.commands.generate_configs import TABLE, config_text
+from lit_opt.commands.generate_configs import main as generate
+from lit_opt.explain.recipe_yaml import flow, recipe_section
+from lit_opt.explain.shipped_configs import CONFIGS, shipped_configs
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import RunFacts, resolve
+from lit_opt.resolve.overrides import FIELDS, find_problems
 from lit_opt.schedules import factor
-from lit_opt.shipped_configs import CONFIGS, shipped_configs
 from lit_opt.workloads import ImageClassifier, LanguageModel
 
 torch.set_num_threads(1)
@@ -119,7 +119,7 @@ def watched(monkeypatch):
 
     whole = LanguageModel.sample
     monkeypatch.setattr(LanguageModel, "sample", lambda self, prompt="", n_bytes=4: whole(self, prompt, 4))
-    monkeypatch.setattr(lit_opt.fit_cli, "ClosingReport", Watched)
+    monkeypatch.setattr(lit_opt.commands.fit, "ClosingReport", Watched)
     return reports
 
 
@@ -180,7 +180,7 @@ def test_the_report_does_not_change_the_run(tmp_path, monkeypatch, watched):
             self.active = False
             watched.append(self)
 
-    monkeypatch.setattr(lit_opt.fit_cli, "ClosingReport", Silent)
+    monkeypatch.setattr(lit_opt.commands.fit, "ClosingReport", Silent)
     seed_everything(1, verbose=False)
     assert main(["fit", "--config", "cnn", *short, *model, "--trainer.max_steps=2"]) == 0
     assert all(torch.equal(a, b) for a, b in zip(with_report, watched[1].model.parameters(), strict=True))

@@ -8,10 +8,10 @@ import pytest
 import yaml
 from rich.console import Console
 
+from lit_opt.commands.explain import explain_name
 from lit_opt.errors import RecipeError
-from lit_opt.explain import Entry, explain, short, shrink_note
-from lit_opt.explain_formats import headline
-from lit_opt.explain_verb import explain_name
+from lit_opt.explain.formats import headline
+from lit_opt.explain.values import Entry, explain, short, shrink_note
 from lit_opt.optim.registry import ROWS
 from lit_opt.recipes import NOT_BUILT, all_names, get_recipe
 from lit_opt.resolve import RunFacts, preview

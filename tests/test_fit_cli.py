@@ -16,8 +16,8 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lit_opt import Recipe
 from lit_opt.cli import FIT_VERBS, main
+from lit_opt.commands.fit_errors import expand_configs
 from lit_opt.errors import RecipeError
-from lit_opt.fit_errors import expand_configs
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from lit_opt import Recipe
 from lit_opt.errors import RecipeError
-from lit_opt.model_parts import KNOWN, known_part
 from lit_opt.param_groups import group_parameters
+from lit_opt.param_groups.parts import KNOWN, known_part
 from lit_opt.recipes import get_recipe
 from lit_opt.recipes.schema import GroupRule, PartSpec
 from lit_opt.resolve import preview

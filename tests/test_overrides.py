@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from lit_opt.optim.registry import list_optimizers
-from lit_opt.overrides import FIELDS, build_spec, clean, find_problems, is_real, is_whole, parse_duration, plain
-from lit_opt.overrides_optimizer import class_keywords
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
+from lit_opt.resolve.overrides import FIELDS, build_spec, clean, find_problems, is_real, is_whole, parse_duration, plain
+from lit_opt.resolve.overrides_optimizer import class_keywords
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS: tuple[Any, ...] = (NAN, INF, -INF, True, False, "0.1", "word", [0.1], {}, (1, 2, 3), object())

@@ -15,7 +15,7 @@ from lit_opt.param_groups import ParamGroups, group_parameters, snapshot_paramet
 from lit_opt.recipes import get_recipe
 from lit_opt.recipes.schema import GroupRule
 from lit_opt.resolve import preview
-from lit_opt.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
 def recipe(**changes) -> ResolvedRecipe:

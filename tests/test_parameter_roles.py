@@ -5,8 +5,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, spectral_norm
 
-from lit_opt.parameter_roles import ROLES, type_name
-from lit_opt.parameter_snapshot import snapshot_parameters
+from lit_opt.param_groups.roles import ROLES, type_name
+from lit_opt.param_groups.snapshot import snapshot_parameters
 from lit_opt.recipes import get_recipe
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from lit_opt.errors import RecipeError
-from lit_opt.parameter_snapshot import clean_name, snapshot_parameters
+from lit_opt.param_groups.snapshot import clean_name, snapshot_parameters
 
 
 class Tied(nn.Module):

@@ -9,12 +9,12 @@ import torch
 
 import lit_opt.recipes as recipes_package
 from lit_opt.errors import RecipeError
+from lit_opt.explain.show import as_text, number, recipe_table
 from lit_opt.optim.registry import ROWS, get_row
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import RunFacts, preview, resolve
 from lit_opt.schedules import factor
-from lit_opt.show import as_text, number, recipe_table
 
 ALL = sorted(recipes_package._all_recipes())
 FACTS = RunFacts(

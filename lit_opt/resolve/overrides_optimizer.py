@@ -10,7 +10,7 @@ from lit_opt.errors import nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers
 from lit_opt.recipes.schema import RecipeSpec
-from lit_opt.resolve_lr import batch_rule
+from lit_opt.resolve.lr import batch_rule
 
 # Keywords that are arguments of Recipe themselves.
 OWN_ARGUMENTS = ("lr", "weight_decay", "betas", "momentum")

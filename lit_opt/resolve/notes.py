@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_opt.recipes.schema import RecipeSpec
-from lit_opt.resolved import RunFacts
+from lit_opt.resolve.resolved import RunFacts
 
 
 def batch_notes(spec: RecipeSpec, facts: RunFacts, lr_note: str, *, own_optimizer: bool) -> tuple[str, ...]:

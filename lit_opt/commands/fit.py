@@ -15,9 +15,9 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_opt.callbacks.recipe import Recipe
-from lit_opt.closing_report import ClosingReport
+from lit_opt.commands.closing_report import ClosingReport
+from lit_opt.commands.fit_errors import check_checkpoint, parse_problems
 from lit_opt.errors import RecipeError
-from lit_opt.fit_errors import check_checkpoint, parse_problems
 
 SEED = 0
 
@@ -99,7 +99,7 @@ def run(args: Sequence[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`.
 
     Args:
-        args: The verb and its arguments; configs as paths (`lit_opt.fit_errors.expand_configs`).
+        args: The verb and its arguments; configs as paths (`lit_opt.commands.fit_errors.expand_configs`).
 
     Returns:
         0.

@@ -12,9 +12,9 @@ from typing import Any
 import yaml
 
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.overrides import find_problems
+from lit_opt.explain.shipped_configs import shipped_configs
 from lit_opt.recipes import get_recipe, list_recipes
-from lit_opt.shipped_configs import shipped_configs
+from lit_opt.resolve.overrides import find_problems
 
 # Words that Lightning understands in place of a path.
 _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")

@@ -12,12 +12,12 @@ from typing import Any
 from lit_opt.errors import RecipeError
 from lit_opt.optim.check import check_hyperparameters
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row
-from lit_opt.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Value
-from lit_opt.resolve_lr import resolve_lr
-from lit_opt.resolve_notes import batch_notes
-from lit_opt.resolve_schedule import resolve_schedule
-from lit_opt.resolved import Provenance, ResolvedRecipe, RunFacts
+from lit_opt.resolve.lr import resolve_lr
+from lit_opt.resolve.notes import batch_notes
+from lit_opt.resolve.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
+from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
+from lit_opt.resolve.schedule import resolve_schedule
 
 __all__ = ["Provenance", "ResolvedRecipe", "RunFacts", "preview", "resolve"]
 

@@ -20,8 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lit_opt.averaging.shards import clean_name, gathered, is_sharded, like, local, own_part, reshard
 from lit_opt.errors import RecipeError
-from lit_opt.shards import clean_name, gathered, is_sharded, like, local, own_part, reshard
 
 _HALF = (torch.float16, torch.bfloat16)
 # Elements that pass through the scratch memory at once, where weights cannot be averaged directly: 64 MB in

@@ -15,13 +15,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from lit_opt.adapters import check_adapters
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.group_placement import ParamRow, Placed, match_rules, place, rule_labels
-from lit_opt.model_parts import match_parts
 from lit_opt.optim.registry import get_row
-from lit_opt.parameter_roles import ROLES
-from lit_opt.parameter_snapshot import ParamSnapshot, clean_name, snapshot_parameters
+from lit_opt.param_groups.adapters import check_adapters
+from lit_opt.param_groups.parts import match_parts
+from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, place, rule_labels
+from lit_opt.param_groups.roles import ROLES
+from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.recipes.schema import RecipeSpec
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from torch import nn
 
-    from lit_opt.resolved import ResolvedRecipe
+    from lit_opt.resolve.resolved import ResolvedRecipe
 
 __all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "clean_name", "group_parameters", "snapshot_parameters"]
 

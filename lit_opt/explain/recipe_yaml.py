@@ -14,10 +14,10 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any
 
-from lit_opt.explain import Entry, explain, short
-from lit_opt.overrides import FIELDS
+from lit_opt.explain.values import Entry, explain, short
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import RunFacts, preview
+from lit_opt.resolve.overrides import FIELDS
 
 WIDTH = 110
 
@@ -157,4 +157,6 @@ def flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(flow(item) for item in value) + "]"
-    return str(value) if re.fullmatch(r"\w[\w./ -]*", str(value)) else json.dumps(str(value))  # a glob would be an alias
+    return (
+        str(value) if re.fullmatch(r"\w[\w./ -]*", str(value)) else json.dumps(str(value))
+    )  # a glob would be an alias

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_opt.optim.registry import OptimizerRow
 from lit_opt.recipes.schema import RecipeSpec, Value
-from lit_opt.resolved import Provenance, RunFacts
+from lit_opt.resolve.resolved import Provenance, RunFacts
 from lit_opt.scaling import pick_row, scale_lr
 
 Outcome = tuple[float, Provenance, list[str]]

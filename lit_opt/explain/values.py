@@ -1,6 +1,6 @@
 """Why each value is what it is: a recipe, a user's overrides and the known facts become a list of entries.
 
-`lit_opt.explain_formats` draws them. No torch, no lightning: `lit-opt explain` answers at once.
+`lit_opt.explain.formats` draws them. No torch, no lightning: `lit-opt explain` answers at once.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 from lit_opt.optim.registry import get_row
 from lit_opt.recipes.schema import RecipeSpec, Value
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance, ResolvedRecipe, RunFacts
+from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,8 +13,8 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lit_opt.errors import RecipeError
-from lit_opt.layer_depth import layer_ids
-from lit_opt.parameter_roles import ROLES, decide_role, type_name
+from lit_opt.param_groups.layer_depth import layer_ids
+from lit_opt.param_groups.roles import ROLES, decide_role, type_name
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)(?:\.|$)")
 
@@ -30,7 +30,7 @@ class ParamInfo:
         name: First dotted name in the module's own order, without wrapper parts.
         shape: Full shape.
         owner: Type name of the module that holds it under `name`.
-        role: Key of `lit_opt.parameter_roles.ROLES`.
+        role: Key of `lit_opt.param_groups.roles.ROLES`.
         why: Clause that says how the role was found.
         trainable: `requires_grad`.
         aliases: Its other names (tied weights, shared modules).

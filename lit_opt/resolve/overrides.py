@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 
 from lit_opt.errors import nearest
 from lit_opt.optim.registry import list_optimizers
-from lit_opt.overrides_optimizer import optimizer_problems
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec, RecipeSpec
+from lit_opt.resolve.overrides_optimizer import optimizer_problems
 from lit_opt.schedules import FIELDS_OF_KIND, KINDS
 
 FIELDS = (

@@ -1,4 +1,4 @@
-"""How an explanation looks: text for a terminal, JSON, Markdown. (YAML: `lit_opt.recipe_yaml`.) No torch."""
+"""How an explanation looks: text for a terminal, JSON, Markdown. (YAML: `lit_opt.explain.recipe_yaml`.) No torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lit_opt.explain import Entry, short
+from lit_opt.explain.values import Entry, short
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 from lit_opt.recipes import NOT_BUILT
 from lit_opt.recipes.schema import RecipeSpec

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_opt.errors import nearest
-from lit_opt.parameter_snapshot import ParamInfo, ParamSnapshot
+from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 
 # Part -> where it lies, as whole components of a dotted name. A parameter belongs to the first part in this order
 # that has it: Qwen-VL's merger lies inside its vision tower, LLaVA's tower may hold a CLIP "vision_model".
@@ -93,7 +93,7 @@ def match_parts(
 
     Example:
         >>> from torch import nn
-        >>> from lit_opt.parameter_snapshot import snapshot_parameters
+        >>> from lit_opt.param_groups.snapshot import snapshot_parameters
         >>> module = nn.ModuleDict({"vision_tower": nn.Linear(2, 2), "bridge": nn.Linear(2, 2)})
         >>> parts = match_parts(snapshot_parameters(module), ["projector", "vision_tower"], {"projector": ["bridge.*"]})
         >>> parts.of["bridge.weight"], parts.of["vision_tower.bias"]

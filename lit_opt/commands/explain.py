@@ -7,12 +7,12 @@ from typing import Any
 
 from rich.console import RenderableType
 
-from lit_opt import explain_formats as formats
 from lit_opt import recipes
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.explain import explain
+from lit_opt.explain import formats
+from lit_opt.explain.recipe_yaml import recipe_section
+from lit_opt.explain.values import explain
 from lit_opt.optim.registry import get_row, list_optimizers
-from lit_opt.recipe_yaml import recipe_section
 from lit_opt.resolve import RunFacts
 
 

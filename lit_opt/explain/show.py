@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console, RenderableType
 from rich.table import Table
 
-from lit_opt.resolved import Provenance, ResolvedRecipe
+from lit_opt.resolve.resolved import Provenance, ResolvedRecipe
 
 
 def as_text(*renderables: RenderableType, width: int = 110) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import re
 
-from lit_opt.parameter_snapshot import ParamInfo, ParamSnapshot
+from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 
 # What peft trains in full on purpose, because LoraConfig lists it (modules_to_save, trainable_token_indices).
 _IN_FULL = re.compile(r"(?:^|\.)(?:modules_to_save|trainable_tokens_delta)(?:\.|$)")
@@ -26,7 +26,7 @@ def check_adapters(snapshot: ParamSnapshot, recipe: str) -> tuple[list[str], lis
 
     Example:
         >>> from torch import nn
-        >>> from lit_opt.parameter_snapshot import snapshot_parameters
+        >>> from lit_opt.param_groups.snapshot import snapshot_parameters
         >>> check_adapters(snapshot_parameters(nn.Linear(2, 2)), "llm/lora")[1][0]
         "parameters: 'llm/lora' trains adapters, and the module has none (lora_A, lora_B). Wrap the model first: \
 peft.get_peft_model(model, peft.LoraConfig(...)). To train all weights, use Recipe('llm/finetune')."

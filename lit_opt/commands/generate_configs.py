@@ -1,4 +1,4 @@
-"""Write `lit_opt/configs` anew from the recipes: `python -m lit_opt.generate_configs` (`make configs`).
+"""Write `lit_opt/configs` anew from the recipes: `python -m lit_opt.commands.generate_configs` (`make configs`).
 
 One YAML a recipe: the workload it is shown on, and every value of the recipe as a comment with its reason.
 """
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lit_opt.recipe_yaml import flow, recipe_section
+from lit_opt.explain.recipe_yaml import flow, recipe_section
+from lit_opt.explain.shipped_configs import CONFIGS
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import RunFacts
-from lit_opt.shipped_configs import CONFIGS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def config_text(name: str) -> str:
     lines = [
         f"# {spec.summary}.",
         f"# {work.about}",
-        "# Written by `python -m lit_opt.generate_configs`; copy it to change it.",
+        "# Written by `python -m lit_opt.commands.generate_configs`; copy it to change it.",
         "#",
         f"#   lit-opt fit --config {name}",
         f"#   lit-opt fit --config {name} --recipe.lr=1e-3 --trainer.max_steps=100",

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lit_opt.errors import nearest
-from lit_opt.parameter_snapshot import ParamInfo, ParamSnapshot
+from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 from lit_opt.recipes.schema import GroupRule
 
 if TYPE_CHECKING:
-    from lit_opt.resolved import ResolvedRecipe
+    from lit_opt.resolve.resolved import ResolvedRecipe
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

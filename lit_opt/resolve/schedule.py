@@ -6,10 +6,10 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from lit_opt.overrides import build_spec, parse_duration
 from lit_opt.recipes.common import DECAYS
 from lit_opt.recipes.schema import Decay, DecaySpec, RecipeSpec, Value
-from lit_opt.resolved import Provenance, RunFacts
+from lit_opt.resolve.overrides import build_spec, parse_duration
+from lit_opt.resolve.resolved import Provenance, RunFacts
 from lit_opt.schedules import Schedule
 
 Origins = dict[str, Provenance]
