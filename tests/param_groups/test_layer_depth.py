@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from lit_opt.param_groups import group_parameters, snapshot_parameters
-from tests.architectures import build
+from tests.param_groups.architectures import build
 
 
 def layers(module: nn.Module) -> dict[str, int | None]:

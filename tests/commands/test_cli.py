@@ -14,7 +14,7 @@ from lit_opt.cli import FIT_VERBS, main
 from lit_opt.optim import list_optimizers
 from lit_opt.recipes import get_recipe, list_recipes
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def says(capsys, *argv):

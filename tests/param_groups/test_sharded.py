@@ -98,7 +98,7 @@ def _worker(rank: int, port: int) -> None:
 
 
 def test_groups_of_two_processes_are_those_of_one(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent.parent))
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))

@@ -240,7 +240,7 @@ def test_ctrl_c_exits_130(capsys):
 
 
 def test_a_wrong_config_is_found_before_torch_is_loaded():
-    root = Path(__file__).parent.parent
+    root = Path(__file__).parents[2]
     code = "import sys; from lit_opt.cli import main; print(main(['fit', '--config', 'nowhere.yaml']), 'torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
     assert done.stdout == "2 False\n"

@@ -13,8 +13,8 @@ import torch
 from torch import nn
 
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, group_parameters, snapshot_parameters
-from tests.architectures import BUILDERS, build
-from tests.deciders import DECIDERS
+from tests.param_groups.architectures import BUILDERS, build
+from tests.param_groups.deciders import DECIDERS
 
 # True of all architectures; "!" takes names out again.
 COMMON = ("*.bias", "*norm*.weight", "*LayerNorm.weight", "*bn*.weight", "*ln_*.weight")
