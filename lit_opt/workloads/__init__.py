@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_opt.workloads.data_module import ResumableDataModule as ResumableDataModule
+    from lit_opt.workloads.glyphs import Glyphs as Glyphs
     from lit_opt.workloads.image_classifier import ImageClassifier as ImageClassifier
     from lit_opt.workloads.image_data import CIFAR10 as CIFAR10
     from lit_opt.workloads.image_data import Digits as Digits
@@ -33,6 +34,7 @@ _LAZY = {
     "CIFAR10": "lit_opt.workloads.image_data",
     "Digits": "lit_opt.workloads.image_data",
     "EvaluationLoader": "lit_opt.workloads.loader",
+    "Glyphs": "lit_opt.workloads.glyphs",
     "ImageClassifier": "lit_opt.workloads.image_classifier",
     "ImageFolder": "lit_opt.workloads.image_data",
     "LanguageModel": "lit_opt.workloads.language_model",

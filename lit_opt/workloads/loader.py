@@ -217,6 +217,11 @@ class _SeededDraws(Dataset[Any]):
         finally:
             torch.set_rng_state(before)
 
+    def __getitems__(self, draws: list[tuple[int, int]]) -> list[Any]:
+        # A dataset whose samples are pure functions of their index may give a batch at once.
+        samples_at = getattr(self.dataset, "samples_at", None)
+        return samples_at([index for index, _ in draws]) if samples_at else [self[draw] for draw in draws]
+
 
 def _batches(dataset: _SeededDraws, draws: Iterator[list[tuple[int, int]]], num_workers: int) -> Iterator[Any]:
     # a generator of its own, since a DataLoader otherwise takes one number from the global one at each iter()

@@ -139,7 +139,7 @@ def test_the_modules_own_method_is_kept(caplog: Any) -> None:
             self.clip_gradients(optimizer, gradient_clip_val=0.01, gradient_clip_algorithm="norm")
 
     module = OwnClip()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(module, Recipe("llm"))
     assert module.norms == pytest.approx([0.01] * 4, rel=1e-4)
     assert caplog.text.count("configure_gradient_clipping is kept") == 1

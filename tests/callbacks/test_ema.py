@@ -194,7 +194,7 @@ def test_parameters_that_become_trainable_join_with_a_line(caplog):
             return torch.optim.SGD(self.parameters(), 0.1)
 
     ema = EMA(0.9)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(ema, Unfreeze(), max_steps=12).fit(Partly(), loader())
     assert len(averages(ema)) == 6
     assert "2 parameters (net.0.weight, net.0.bias) became trainable and joined" in caplog.text
@@ -321,7 +321,7 @@ def test_an_update_allocates_nothing(dtype, offload):
 
 
 def test_scratch_memory_is_shared_by_buckets(monkeypatch):
-    monkeypatch.setattr("lit_opt.averaging._SCRATCH", 1500)
+    monkeypatch.setattr("lit_opt.averaging.averages._SCRATCH", 1500)
     net = nn.Sequential(*[nn.Linear(32, 32) for _ in range(5)]).to(torch.bfloat16)
     shadow = Averages(net)
     assert len(shadow._staged) == 5
@@ -370,7 +370,7 @@ def test_a_refresh_plans_anew_only_after_a_change():
 
 
 def test_end_of_fit_says_which_weights_are_where(caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(EMA(0.9), max_steps=3, val_check_interval=1).fit(Net(), loader(), loader(1))
         trainer(EMA(0.9, checkpoint="ema"), max_steps=3).fit(Net(), loader())
         trainer(EMA(0.9, start_step=9), max_steps=3).fit(Net(), loader())

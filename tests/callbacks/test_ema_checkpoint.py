@@ -117,7 +117,7 @@ def test_a_checkpoint_without_averages_starts_from_its_weights_with_a_line(tmp_p
     first.fit(Net(), loader(equal=True))
     first.save_checkpoint(tmp_path / "c.ckpt")
     ema, trace = EMA(0.9, start_step=7), Trace()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit = trainer(trace, ema, max_steps=9)
         fit.fit(Net(), loader(equal=True), ckpt_path=tmp_path / "c.ckpt", **SAFE)
     assert caplog.text.count("the checkpoint holds no averages; they start from the weights loaded") == 1
@@ -155,7 +155,7 @@ def test_evaluating_a_checkpoint_without_averages_says_so(tmp_path, caplog):
     first.fit(Net(), loader())
     first.save_checkpoint(tmp_path / "c.ckpt")
     net = Net()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(EMA(0.9), trace).test(net, loader(1), ckpt_path=tmp_path / "c.ckpt", verbose=False, **SAFE)
     assert same(trace.seen[-1], weights(net))
     assert "there are no averages of this model; its weights are used as they are" in caplog.text

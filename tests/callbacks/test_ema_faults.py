@@ -169,7 +169,7 @@ def test_a_module_in_use_by_another_run_is_not_evaluated_with_foreign_averages(c
     other, trace = Net(), Trace()
     with torch.no_grad():
         other.get_parameter("net.0.weight").zero_()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         trainer(ema, trace).validate(other, loader(1), verbose=False)
     assert same(trace.seen[-1], weights(other))
     assert "there are no averages of this model" in caplog.text

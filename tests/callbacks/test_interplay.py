@@ -84,7 +84,7 @@ def test_the_resolved_recipe_is_in_the_loggers_hyperparameters(tmp_path: Path) -
 
 
 def test_the_log_shows_recipe_and_groups_once(caplog: Any) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(Net(), Recipe("llm"))
     assert caplog.text.count("Recipe llm") == 1
     assert caplog.text.count("no_decay") == 1
@@ -106,7 +106,7 @@ def test_the_finders_suggestion_becomes_the_peak(caplog: Any, scale: float) -> N
     rules = [GroupRule(match="net.0.*", lr_scale=scale)]
     module, recipe = WithLR(), Recipe("llm", groups=rules, warmup=0, decay="constant")
     finder = LearningRateFinder(min_lr=1e-5, max_lr=1.0, num_training_steps=25)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(module, recipe, finder)
     assert finder.optimal_lr is not None
     found = finder.optimal_lr.suggestion()
@@ -148,7 +148,7 @@ class Recorder(torch.optim.SGD):
 
 def test_a_given_lr_wins_over_the_finder(caplog: Any) -> None:
     module, recipe = WithLR(), Recipe("llm", lr=5e-4, warmup=0, decay="constant")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(module, recipe, LearningRateFinder(min_lr=1e-5, max_lr=1.0, num_training_steps=25))
     assert module.lrs[-4:] == [5e-4] * 4
     assert caplog.text.count("lr=0.0005 is kept") == 1
@@ -158,7 +158,7 @@ def test_a_tuners_suggestion_is_not_lost_silently(caplog: Any) -> None:
     module, recipe = WithLR(), Recipe("llm")
     before = snapshot(module)
     t = trainer(recipe, max_steps=4)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         found = Tuner(t).lr_find(module, loader(), min_lr=1e-5, max_lr=1.0, num_training=25)
     assert found is not None
     suggestion = found.suggestion()

@@ -28,7 +28,7 @@ def test_replace_is_the_default_and_says_so_in_one_line(caplog: Any) -> None:
     for existing in (None, "replace"):
         caplog.clear()
         recipe = Recipe("llm", existing=existing)
-        with caplog.at_level(logging.INFO):
+        with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
             t = fit(OwnSGD(), recipe)
         assert t.optimizers[0] is recipe.optimizer
         assert caplog.text.count("replaces OwnSGD.configure_optimizers") == 1
@@ -36,7 +36,7 @@ def test_replace_is_the_default_and_says_so_in_one_line(caplog: Any) -> None:
 
 def test_keep_leaves_optimizer_and_scheduler(caplog: Any) -> None:
     module, recipe = OwnWithSchedule(), Recipe("llm", existing="keep")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         t = fit(module, recipe)
     assert isinstance(t.optimizers[0], torch.optim.SGD) and recipe.optimizer is None
     assert module.lrs == [0.5, 0.25, 0.125, 0.0625]

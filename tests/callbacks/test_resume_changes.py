@@ -35,7 +35,7 @@ def resume(path: Path, recipe: Recipe, module: Net | None = None, **kwargs: Any)
 def test_a_longer_horizon_gives_the_rates_of_a_straight_run(checkpoint: Path, caplog: Any) -> None:
     straight = Net()
     fit(straight, Recipe("llm", **OLD), data=StatefulLoader(noise=0.0), max_steps=12)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         resumed = resume(checkpoint, Recipe("llm", **OLD), max_steps=12)
     assert resumed.seen == straight.seen[4:]
     assert "total_steps: 8 in the checkpoint, 12 now" in caplog.text
@@ -157,7 +157,7 @@ def test_a_checkpoint_without_a_recipe(tmp_path: Path, caplog: Any) -> None:
     for kind in (SameShape, OwnSGD):
         fit(kind(), None, data=loader()).save_checkpoint(tmp_path / f"{kind.__name__}.ckpt")
     recipe = Recipe("llm", **OLD)
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         module = resume(tmp_path / "SameShape.ckpt", recipe)
     assert "without a recipe" in caplog.text
     straight = Net()
@@ -177,7 +177,7 @@ def test_a_newer_format(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_loader_without_a_position_is_named_in_one_line(tmp_path: Path, caplog: Any) -> None:
     fit(Net(), Recipe("llm", **OLD), data=loader(), max_steps=3).save_checkpoint(tmp_path / "c.ckpt")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         fit(Net(), Recipe("llm", **OLD), data=loader(), ckpt_path=tmp_path / "c.ckpt", max_steps=6)
     assert caplog.text.count("cannot restore its position") == 1
 
@@ -206,7 +206,7 @@ def test_another_number_of_processes_is_named_in_one_line(checkpoint: Path, tmp_
     content = torch.load(checkpoint, weights_only=True)
     content["lit_opt"]["rng"] *= 2
     torch.save(content, tmp_path / "two.ckpt")
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         resume(tmp_path / "two.ckpt", Recipe("llm", **OLD))
     assert caplog.text.count("random states of 2 processes") == 1
 

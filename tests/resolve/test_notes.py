@@ -85,7 +85,7 @@ def test_the_log_of_a_run_says_it(caplog):
         enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
         callbacks=[Recipe("large_batch/control")],
     )  # fmt: skip
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lightning.pytorch"):
         trainer.fit(module)
     text = " ".join(caplog.text.split())
     assert "global batch 8 = loader 4 x accumulation 2 x data-parallel 1; lr: 0.1 at 256 samples x 0.03125" in text
