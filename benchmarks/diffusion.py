@@ -59,8 +59,7 @@ def judge(module: DiffusionModel, picture: Path | None) -> dict[str, float]:
     images = module.sample(SAMPLES, SAMPLING_STEPS, seed=1)
     if picture:
         save_grid(images[:64], picture, module.value_range)
-    with torch.no_grad():
-        predicted = digit_classifier()(images.expand(-1, 3, -1, -1)).argmax(dim=-1)
+    predicted = digit_classifier()(images.expand(-1, 3, -1, -1)).argmax(dim=-1)
     right = (predicted == torch.arange(len(images)) % module.num_classes).float().mean()
     distance = frechet_distance(digit_features(images), digit_features(torch.cat(real_images())))
     return {"val_loss": val_loss, "frechet": distance, "label_agreement": float(right)}
@@ -105,8 +104,7 @@ def run(objective: str, arm: str, seed: int) -> list[dict[str, Any]]:
 def floor() -> dict[str, Any]:
     """What real images get: validation digits against training digits."""
     train, val = real_images()
-    with torch.no_grad():
-        logits = digit_classifier()(val.expand(-1, 3, -1, -1))
+    logits = digit_classifier()(val.expand(-1, 3, -1, -1))
     right = (logits.argmax(dim=-1) == Digits().datasets()[1].labels).float().mean()
     distance = frechet_distance(digit_features(val), digit_features(train))
     return {"objective": "real", "arm": "real", "seed": 0, "frechet": distance, "label_agreement": float(right)}

@@ -83,7 +83,6 @@ def digit_classifier(epochs: int = 15) -> ImageClassifier:
     return model.eval()
 
 
-@torch.no_grad()
 def digit_features(images: Tensor, epochs: int = 15) -> Tensor:
     """What `digit_classifier` sees in images, before its last layer.
 
@@ -100,5 +99,6 @@ def digit_features(images: Tensor, epochs: int = 15) -> Tensor:
     """
     network = digit_classifier(epochs).model
     parts = images.cpu().expand(-1, 3, -1, -1).split(256)
-    features = [network.forward_head(network.forward_features(part), pre_logits=True) for part in parts]
+    with torch.no_grad():  # not around the classifier: a fit switches gradients on for good
+        features = [network.forward_head(network.forward_features(part), pre_logits=True) for part in parts]
     return torch.cat(features)
