@@ -1,8 +1,9 @@
 """What a run has learned, in a few closing lines.
 
-For the package's own workloads (`LanguageModel`, `ImageClassifier`, `VisionLanguageModel`, or a subclass) `lit-opt fit` validates before
-and after training and prints both results, with a text that the language model writes, a picture of the losses
-and the learning rate, and where the checkpoint is. Any other model is trained as it is, and only the checkpoint
+For the package's own workloads (`LanguageModel`, `ImageClassifier`, `VisionLanguageModel`, `DiffusionModel`, or a subclass)
+`lit-opt fit` validates before and after training and prints both results, with a text that the language model
+writes, where the last samples of the diffusion model are, a picture of the losses and the learning rate, and where
+the checkpoint is. Any other model is trained as it is, and only the checkpoint
 is named, as under strategies that shard the weights. Processes other than the first stay quiet.
 """
 
@@ -17,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
 from lit_opt.errors import RecipeError
+from lit_opt.workloads.diffusion import DiffusionModel
 from lit_opt.workloads.image_classifier import ImageClassifier
 from lit_opt.workloads.language_model import LanguageModel
 from lit_opt.workloads.report import image_classifier_lines, language_model_lines, loss_plot, vision_language_lines
@@ -61,7 +63,7 @@ class ClosingReport:
         self.trainer, self.model = trainer, model
         self.data = fit_kwargs.get("datamodule")
         self.resumed = fit_kwargs.get("ckpt_path") is not None
-        own = isinstance(model, LanguageModel | ImageClassifier | VisionLanguageModel)
+        own = isinstance(model, LanguageModel | ImageClassifier | VisionLanguageModel | DiffusionModel)
         # Sharded weights cannot be validated twice around a fit, nor sampled from in one process.
         whole = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
         self.active = own and whole and self.data is not None and not getattr(trainer, "fast_dev_run", False)
@@ -102,6 +104,9 @@ class ClosingReport:
             return language_model_lines(self.model, figures)
         if isinstance(self.model, VisionLanguageModel):
             return vision_language_lines(self.model, figures)
+        if isinstance(self.model, DiffusionModel):
+            grid = self.model.last_grid
+            return [f"Samples of the last validation: {_short(grid)}"] if grid else []
         assert isinstance(self.model, ImageClassifier)
         return image_classifier_lines(self.model, figures)
 

@@ -75,10 +75,24 @@ _DIGITS = Workload(
     },
 )
 
+_DIFFUSION = Workload(
+    about="A small UNet that learns to draw the digits by flow matching; see the pictures in the run's folder.",
+    model="lit_opt.workloads.DiffusionModel",
+    data="lit_opt.workloads.Digits",
+    model_args={"objective": "flow"},
+    # validated by steps, since an epoch has only 22
+    trainer={"max_steps": 900, "val_check_interval": 150, "check_val_every_n_epoch": None, "log_every_n_steps": 10},
+    monitor="val_loss",
+    mode="min",
+    facts=RunFacts(total_steps=900, global_batch=64),
+    labelled={"lr": (1e-3, "PLACEHOLDER")},
+)
+
 # Config -> (recipe, workload). A new recipe adds a row.
 TABLE: dict[str, tuple[str, Workload]] = {
     "llm": ("llm", _TEXT),
     "cnn": ("cnn", _DIGITS),
+    "diffusion": ("diffusion", _DIFFUSION),
 }
 
 

@@ -18,6 +18,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_opt.workloads.data_module import ResumableDataModule as ResumableDataModule
+    from lit_opt.workloads.diffusion import DiffusionModel as DiffusionModel
+    from lit_opt.workloads.frechet import digit_features as digit_features
+    from lit_opt.workloads.frechet import frechet_distance as frechet_distance
     from lit_opt.workloads.glyphs import Glyphs as Glyphs
     from lit_opt.workloads.image_classifier import ImageClassifier as ImageClassifier
     from lit_opt.workloads.image_data import CIFAR10 as CIFAR10
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 _LAZY = {
     "ByteText": "lit_opt.workloads.text_data",
     "CIFAR10": "lit_opt.workloads.image_data",
+    "DiffusionModel": "lit_opt.workloads.diffusion",
     "Digits": "lit_opt.workloads.image_data",
     "EvaluationLoader": "lit_opt.workloads.loader",
     "Glyphs": "lit_opt.workloads.glyphs",
@@ -41,6 +45,8 @@ _LAZY = {
     "ResumableDataModule": "lit_opt.workloads.data_module",
     "ResumableLoader": "lit_opt.workloads.loader",
     "VisionLanguageModel": "lit_opt.workloads.vision_language",
+    "digit_features": "lit_opt.workloads.frechet",
+    "frechet_distance": "lit_opt.workloads.frechet",
 }
 
 __all__ = sorted(_LAZY)
