@@ -89,11 +89,7 @@ def measure(functions: dict[str, Callable[[], object]], rounds: int) -> dict[str
 
 def device_name() -> str:
     info = Path("/proc/cpuinfo")
-    names = (
-        [line for line in info.read_text().splitlines() if line.startswith("model name")]
-        if info.exists()
-        else []
-    )
+    names = [line for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
     return names[0].split(":")[1].strip() if names else platform.processor()
 
 
@@ -129,9 +125,7 @@ def report(rounds: int) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()

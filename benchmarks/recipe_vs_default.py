@@ -42,19 +42,70 @@ def image_classifier(seed: int) -> tuple[LightningModule, LightningDataModule]:
     return ImageClassifier(), Digits(seed=seed)
 
 
+def vision_transformer(seed: int) -> tuple[LightningModule, LightningDataModule]:
+    """A batch of 256, where the vit recipe's rate applies as published."""
+    from lit_opt.workloads import Digits, ImageClassifier
+
+    size = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+    model = ImageClassifier(
+        "vit_tiny_patch16_224", small_images=False, width=1.0, model_kwargs=size, label_smoothing=0.1
+    )
+    return model, Digits(batch_size=256, seed=seed)
+
+
+def vision_language_model(seed: int) -> tuple[LightningModule, LightningDataModule]:
+    from lit_opt.workloads import Glyphs, VisionLanguageModel
+
+    return VisionLanguageModel(), Glyphs(captions=True, batch_size=128, val_samples=512, seed=seed)
+
+
+def large_batch(seed: int) -> tuple[LightningModule, LightningDataModule]:
+    """Batches of 4,096 as 16 of 256: ResNet-18 with a quarter of its channels and its published stem."""
+    from lit_opt.workloads import Glyphs, ImageClassifier
+
+    model = ImageClassifier(num_classes=47, small_images=False, label_smoothing=0.1)
+    return model, Glyphs(channels=3, batch_size=256, train_samples=400_000, seed=seed)
+
+
 # workload -> (make, metric, lower is better, Trainer arguments, recipe arms: label -> keywords of Recipe)
 WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "llm": (
         language_model,
         "val_bpb",
         {"max_steps": 450},
-        {"llm": {"name": "llm"}, "llm, lr 2e-3": {"name": "llm", "lr": 2e-3}},
+        {"llm": {"name": "llm"}, "llm, lr 1e-3": {"name": "llm", "lr": 1e-3}},
     ),
     "cnn": (
         image_classifier,
         "val_acc",
         {"max_epochs": 15},
         {"cnn": {"name": "cnn"}, "cnn, lr 0.05": {"name": "cnn", "lr": 0.05}},
+    ),
+    "vit": (
+        vision_transformer,
+        "val_acc",
+        {"max_steps": 400},
+        {"vit": {"name": "vit"}, "vit, lr 3e-3": {"name": "vit", "lr": 3e-3}},
+    ),
+    "vlm": (
+        vision_language_model,
+        "word_accuracy",
+        {"max_steps": 500},
+        {
+            "vlm": {"name": "vlm"},
+            # from scratch, so no part is ahead of the others and the projector needs no rate of its own
+            "vlm, lr 6e-3, projector x 1": {"name": "vlm", "lr": 6e-3, "parts": {"projector": {"lr_scale": 1.0}}},
+        },
+    ),
+    "large_batch": (
+        large_batch,
+        "val_acc",
+        {"max_steps": 50, "accumulate_grad_batches": 16},
+        {
+            "large_batch/lars": {"name": "large_batch/lars"},
+            "large_batch/lamb": {"name": "large_batch/lamb"},
+            "large_batch/control": {"name": "large_batch/control"},
+        },
     ),
 }
 PLAIN = "plain AdamW(lr=1e-3)"

@@ -244,9 +244,7 @@ class Averages:
                 shadows.append(shadow)
                 parameters.append(parameter)
             else:
-                staged.setdefault(
-                    (shadow.dtype, shadow.device, parameter.dtype, parameter.device), []
-                ).append(entry)
+                staged.setdefault((shadow.dtype, shadow.device, parameter.dtype, parameter.device), []).append(entry)
         self._direct = list(direct.values())
         self._staged = [bucket for entries in staged.values() for bucket in _staged_buckets(entries)]
 

@@ -16,7 +16,7 @@ lit-opt: optimizer recipes for PyTorch Lightning.
 
 Look:
   lit-opt list                    recipes and optimizers
-  lit-opt explain llm             each value: number, unit, range, practice, source
+  lit-opt explain llm             each value: number, range, practice, source
   lit-opt explain llm --lr 1e-3   your value beside the recipe's
   lit-opt explain adamw           an optimizer: rule, keywords, published values
 
@@ -25,6 +25,9 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
+
+Keep:
+  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
@@ -49,6 +52,12 @@ examples:
   lit-opt list --format json"""
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
+
+
+EXPORT_EXAMPLES = """\
+examples:
+  lit-opt export-ema last.ckpt weights.pt
+  lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -88,7 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain}
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.shipped_configs import shipped_configs
@@ -113,9 +122,12 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _fit(args: list[str]) -> int:
-    from lit_opt.fit_cli import run
+    from lit_opt.fit_errors import expand_configs
 
-    return run(args)
+    expanded = expand_configs(args)
+    from lit_opt.fit_cli import run  # torch and lightning: seconds
+
+    return run(expanded)
 
 
 def list_(args: list[str]) -> int:
@@ -173,6 +185,20 @@ def explain(args: list[str]) -> int:
         print(output)
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def export_ema(args: list[str]) -> int:
+    """The averaged weights of a checkpoint as a file of their own."""
+    parser = _parser("export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES)
+    parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a run with averages")
+    parser.add_argument("out", metavar="OUT", help="the file to write; an existing one is replaced")
+    parser.add_argument("--safetensors", action="store_true", help="write the safetensors format")
+    given = _parse(parser, args)
+    from lit_opt.callbacks.export import export_ema as export
+
+    export(given.checkpoint, given.out, safetensors=given.safetensors)
+    print(f"The averages of {given.checkpoint} are in {given.out}.")
     return 0
 
 

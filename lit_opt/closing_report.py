@@ -1,8 +1,9 @@
-"""What a run of one of the package's workloads has learned, in a few closing lines.
+"""What a run has learned, in a few closing lines.
 
-For a model out of `lit_opt.workloads` (or a subclass) `lit-opt fit` validates before and after training and shows
-both figures; where the model has `sample(prompt)`, a text it writes; a picture of the loss and the learning rate;
-where the checkpoint is. Any other model is trained as it is, and only the checkpoint is named.
+For the package's own workloads (`LanguageModel`, `ImageClassifier`, `VisionLanguageModel`, or a subclass) `lit-opt fit` validates before
+and after training and prints both results, with a text that the language model writes, a picture of the losses
+and the learning rate, and where the checkpoint is. Any other model is trained as it is, and only the checkpoint
+is named, as under strategies that shard the weights. Processes other than the first stay quiet.
 """
 
 from __future__ import annotations
@@ -12,27 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.utilities.seed import isolate_rng
 
-PROMPT, SAMPLE_BYTES = "def ", 120
+from lit_opt.errors import RecipeError
+from lit_opt.workloads.image_classifier import ImageClassifier
+from lit_opt.workloads.language_model import LanguageModel
+from lit_opt.workloads.report import image_classifier_lines, language_model_lines, loss_plot, vision_language_lines
+from lit_opt.workloads.vision_language import VisionLanguageModel
 
 
 class History(Callback):
-    """Training loss and learning rate at each optimizer step, for the picture."""
+    """Training loss and learning rate at each optimizer step and each validation, for the picture."""
 
     def __init__(self) -> None:
-        self.steps: list[int] = []
-        self.losses: list[float] = []
-        self.lrs: list[float] = []
+        self.rows: list[dict[str, float]] = []
+        self.rates: dict[str, float] = {}
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Note the rates that the step will use; at its end they are those of the next."""
+        self.rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the step, once for all batches of an accumulation."""
+        """Note the loss, once for all batches of an accumulation."""
         step = trainer.global_step
-        if not trainer.optimizers or (self.steps and self.steps[-1] == step) or "loss" not in (outputs or {}):
+        if "loss" not in (outputs or {}) or any(row["step"] == step and "train_loss" in row for row in self.rows[-1:]):
             return
-        self.steps.append(step)
-        self.losses.append(float(outputs["loss"]))
-        self.lrs.append(trainer.optimizers[0].param_groups[0]["lr"])
+        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **self.rates})
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Note what was logged."""
+        if not trainer.sanity_checking:
+            metrics = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val_")}
+            self.rows.append({"step": trainer.global_step, **metrics})
 
 
 class ClosingReport:
@@ -48,8 +61,10 @@ class ClosingReport:
         self.trainer, self.model = trainer, model
         self.data = fit_kwargs.get("datamodule")
         self.resumed = fit_kwargs.get("ckpt_path") is not None
-        own = any(c.__module__.startswith("lit_opt.workloads.") for c in type(model).__mro__)
-        self.active = own and self.data is not None and not getattr(trainer, "fast_dev_run", False)
+        own = isinstance(model, LanguageModel | ImageClassifier | VisionLanguageModel)
+        # Sharded weights cannot be validated twice around a fit, nor sampled from in one process.
+        whole = trainer.world_size == 1 or type(trainer.strategy) is DDPStrategy
+        self.active = own and whole and self.data is not None and not getattr(trainer, "fast_dev_run", False)
         self.figures: dict[str, float] = {}
         self.history = History()
 
@@ -57,59 +72,49 @@ class ClosingReport:
         """Validate the untrained model. A resumed run is not untrained, so it has no figures from before."""
         if not self.active:
             return
-        self.trainer.callbacks.append(self.history)
+        self.trainer.callbacks.append(self.history)  # type: ignore[attr-defined]
         if not self.resumed:
             self.figures = self._validate()
 
     def after(self) -> None:
         """Print what was learned; on the first process only."""
-        if self.trainer.interrupted:
-            return
         figures = self._validate() if self.active else {}
         if not self.trainer.is_global_zero:
             return
-        lines = [""]
-        for name, value in figures.items():
-            first = f"{self.figures[name]:.4f} -> " if name in self.figures else ""
-            lines.append(f"{name:<12} {first}{value:.4f}")
-        sample = getattr(self.model, "sample", None)
-        if self.active and callable(sample):
-            lines += [
-                "",
-                f"a sample that begins with {PROMPT!r}:",
-                *(f"  {line}" for line in sample(PROMPT, SAMPLE_BYTES).splitlines()),
-                "",
-            ]
-        if self.active and self.history.steps:
-            lines += _picture(self.history, Path(self.trainer.log_dir or self.trainer.default_root_dir))
+        lines = [_figures("Before training", self.figures)] if self.figures else []
+        if self.active:
+            lines.append(_figures("After training", figures))
+            lines += self._learned(figures)
+            lines.append(self._picture())
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint:
-            lines.append(f"{'checkpoint':<12} {_short(Path(checkpoint))}")
-        if len(lines) > 1:
-            print("\n".join(lines))
+            lines.append(f"Checkpoint: {_short(Path(checkpoint))}")
+        if lines:
+            print("\n" + "\n".join(lines))
 
     def _validate(self) -> dict[str, float]:
         with isolate_rng():  # the run is the same with and without a report
             rows = self.trainer.validate(self.model, datamodule=self.data, verbose=False)
         return {name: value for row in rows for name, value in row.items()}
 
+    def _learned(self, figures: Mapping[str, float]) -> list[str]:
+        if isinstance(self.model, LanguageModel):
+            return language_model_lines(self.model, figures)
+        if isinstance(self.model, VisionLanguageModel):
+            return vision_language_lines(self.model, figures)
+        assert isinstance(self.model, ImageClassifier)
+        return image_classifier_lines(self.model, figures)
 
-def _picture(history: History, folder: Path) -> list[str]:
-    try:
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError:
-        return ["no picture: matplotlib is not installed; `pip install lit-opt[workloads]` brings it"]
-    figure = Figure(figsize=(8, 4.5), layout="constrained")
-    loss = figure.add_subplot()
-    loss.plot(history.steps, history.losses, color="tab:blue", linewidth=1)
-    loss.set(xlabel="optimizer step", ylabel="training loss")
-    rate = loss.twinx()
-    rate.plot(history.steps, history.lrs, color="tab:orange", linewidth=1)
-    rate.set_ylabel("learning rate", color="tab:orange")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "loss_and_lr.png"
-    figure.savefig(path, dpi=120)
-    return [f"{'picture':<12} {_short(path)}"]
+    def _picture(self) -> str:
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        try:
+            return f"Picture of the run: {_short(loss_plot(self.history.rows, folder / 'run.png'))}"
+        except RecipeError as error:
+            return f"No picture of the run: {error}"
+
+
+def _figures(when: str, figures: Mapping[str, float]) -> str:
+    return f"{when + ':':<17}" + ", ".join(f"{name} {value:.4f}" for name, value in sorted(figures.items()))
 
 
 def _short(path: Path) -> str:

@@ -46,7 +46,7 @@ class Entry:
 
     @property
     def judgement(self) -> str:
-        """ "inside", "outside" or "" (no range, or no number)."""
+        """Either "inside", "outside" or "" (no range, or no number)."""
         x = self.number
         if self.range is None or isinstance(x, bool) or not isinstance(x, int | float):
             return ""
@@ -99,6 +99,8 @@ def _learning_rate(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, A
     unknown_size = same and p.origin == "recipe" and spec.lr.by_parameters and resolved.facts.parameter_count is None
     size = ("the model's size decides, see the rows below",) if unknown_size else ()
     yield _entry(section, "lr", p, own if same or p.origin != "yours" else None, notes=size)
+    if spec.moderate_batch is not None:
+        yield _from_value(section, "largest moderate batch", spec.moderate_batch, notes=resolved.notes)
     if not same or "lr" in o:
         return
     s = spec.lr.scaling
@@ -159,7 +161,7 @@ def _rest(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     if "layer_decay" in p:
         yield _entry(section, "layer_decay", p["layer_decay"], spec.layer_decay)
     for name, value in spec.parts.items():
-        yield _from_value(section, f"lr of {name}", value)
+        yield _entry(section, f"parts.{name}", p[f"parts.{name}"], value)
 
 
 def shrink_note(resolved: ResolvedRecipe) -> str:

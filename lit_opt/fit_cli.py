@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.closing_report import ClosingReport
 from lit_opt.errors import RecipeError
-from lit_opt.fit_errors import check_checkpoint, expand_configs, parse_problems
+from lit_opt.fit_errors import check_checkpoint, parse_problems
 
 SEED = 0
 
@@ -99,7 +99,7 @@ def run(args: Sequence[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`.
 
     Args:
-        args: The verb and its arguments.
+        args: The verb and its arguments; configs as paths (`lit_opt.fit_errors.expand_configs`).
 
     Returns:
         0.
@@ -119,7 +119,7 @@ def run(args: Sequence[str]) -> int:
     }
     try:
         RecipeCLI(
-            args=expand_configs(args),
+            args=list(args),
             auto_configure_optimizers=False,
             seed_everything_default=SEED,
             save_config_kwargs={"overwrite": True},

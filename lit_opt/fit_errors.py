@@ -9,7 +9,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 
 from lit_opt.errors import RecipeError, nearest
@@ -91,6 +90,8 @@ def check_checkpoint(path: Any) -> None:
     if not file.exists():
         near = nearest(file.name, _files(file, "*.ckpt"))
         raise RecipeError([f"ckpt_path: {path}: no such file.{near} Give a checkpoint that `fit` has written."])
+    import torch  # not above: a config that is wrong is said at once
+
     try:
         content = torch.load(file, weights_only=True, map_location="meta")
     except Exception as error:  # a damaged file can make the reader fail in any way

@@ -65,8 +65,14 @@ _DIGITS = Workload(
     trainer={"max_epochs": 15, "log_every_n_steps": 5},
     monitor="val_acc",
     mode="max",
-    facts=RunFacts(),
-    labelled={},
+    # 1,437 training images make 22 batches of 64.
+    facts=RunFacts(total_steps=15 * 22, global_batch=64),
+    labelled={
+        "lr": (
+            0.05,
+            "twice the scaled rate: in 330 steps 98.6 % against 96.0 %, mean of 3 seeds (benchmarks/results)",
+        )
+    },
 )
 
 # Config -> (recipe, workload). A new recipe adds a row.
@@ -104,7 +110,6 @@ def config_text(name: str) -> str:
         "    class_path: lightning.pytorch.loggers.CSVLogger",
         f"    init_args: {{save_dir: runs, name: {name}}}",
         "  callbacks:",
-        "    - class_path: lightning.pytorch.callbacks.TQDMProgressBar",
         "    - class_path: lightning.pytorch.callbacks.LearningRateMonitor",
         "      init_args: {logging_interval: step}",
         "    - class_path: lightning.pytorch.callbacks.ModelCheckpoint",

@@ -41,11 +41,11 @@ class ParamRow:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A row, whether it is decayed, and where its group stands: by rule, layer, decayed first."""
+    """A row, whether it is decayed, and where its group stands: by rule, part, layer, decayed first."""
 
     row: ParamRow
     decayed: bool
-    order: tuple[int, int, bool]
+    order: tuple[int, ...]
 
 
 def match_rules(
@@ -102,8 +102,9 @@ def place(
     last_layer: int,
     matched: tuple[int, GroupRule] | None,
     labels: list[str],
+    part: str | None,
 ) -> Placed:
-    """Decide one parameter: its role, then what the model lists, then the user's rule; the last word wins."""
+    """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins."""
     decayed = info.role not in resolved.no_decay
     reason = info.why
     if decayed and info.listed:
@@ -112,6 +113,12 @@ def place(
     lr = resolved.lr
     parts = []
     notes = []
+    if part is not None:
+        lr *= resolved.parts[part]
+        parts.append(part)
+        notes.append(f"part {part}: lr x {resolved.parts[part]:g}")
+    elif resolved.parts:
+        notes.append("in no part: lr x 1")
     if layer_decay != 1.0:
         layer = info.layer or 0
         scale = layer_decay ** (last_layer - layer)
@@ -145,6 +152,7 @@ def place(
     )
     order = (
         -1 if matched is None else matched[0],
+        -1 if part is None else list(resolved.parts).index(part),
         (info.layer or 0) if layer_decay != 1.0 else 0,
         not decayed,
     )

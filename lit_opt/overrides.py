@@ -15,18 +15,18 @@ from typing import Any, TypeVar
 from lit_opt.errors import nearest
 from lit_opt.optim.registry import list_optimizers
 from lit_opt.overrides_optimizer import optimizer_problems
-from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, RecipeSpec
+from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec, RecipeSpec
 from lit_opt.schedules import FIELDS_OF_KIND, KINDS
 
 FIELDS = (
     "optimizer", "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay",
     "clip", "ema", "batch_size", "batch_tokens", "total_steps", "optimizer_kwargs", "fallback", "groups",
-    "layer_decay",
+    "layer_decay", "parts",
 )  # fmt: skip
 
 _DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)\s*epochs?|(\d+)\s*steps?)\s*$")
 
-S = TypeVar("S", ClipSpec, DecaySpec, EMASpec, GroupRule)
+S = TypeVar("S", ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec)
 
 
 def find_problems(spec: RecipeSpec, overrides: Mapping[str, Any]) -> list[str]:
@@ -49,6 +49,8 @@ def find_problems(spec: RecipeSpec, overrides: Mapping[str, Any]) -> list[str]:
     if "ema" in known:
         problems += _ema_problems(known["ema"])
     problems += _group_problems(known.get("groups", ()))
+    if "parts" in known:
+        problems += _part_problems(spec, known["parts"])
     return problems
 
 
@@ -274,3 +276,47 @@ def _group_problems(groups: object) -> Iterator[str]:
             )
         if rule.lr_scale is None and rule.weight_decay is None and rule.algorithm is None:
             yield f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm=."
+
+
+def part_spec(given: object) -> PartSpec:
+    """A part from a glob, a list of globs, a PartSpec or a dictionary of its fields.
+
+    Raises:
+        ValueError: As `build_spec`.
+
+    Example:
+        >>> part_spec("bridge.*").match, part_spec(["a.*", "b.*"]).match, part_spec({"lr_scale": 5}).lr_scale
+        (('bridge.*',), ('a.*', 'b.*'), 5)
+    """
+    if isinstance(given, str):
+        given = [given]
+    return build_spec(PartSpec, {"match": tuple(given)} if isinstance(given, list | tuple) else given)
+
+
+def _part_problems(spec: RecipeSpec, given: object) -> Iterator[str]:
+    if not spec.parts:
+        yield (
+            f"parts: the recipe {spec.name!r} has one learning rate for the whole model. Use Recipe('vlm'), or "
+            "groups=[GroupRule(match=..., lr_scale=...)]."
+        )
+        return
+    if not isinstance(given, Mapping):
+        yield f"parts: {given!r} is a {type(given).__name__}; give a dictionary such as {{'projector': '*.bridge.*'}}."
+        return
+    for name, value in given.items():
+        if name not in spec.parts:
+            yield (
+                f"parts: {name!r} is unknown.{nearest(name, spec.parts)} Known: {', '.join(spec.parts)}; for another "
+                "part give groups=[GroupRule(match=..., lr_scale=...)]."
+            )
+            continue
+        try:
+            part = part_spec(value)
+        except ValueError as error:
+            yield f"parts.{name}: {error} A glob, or a list of globs, says where the part lies."
+            continue
+        globs = (part.match,) if isinstance(part.match, str) else part.match or ()
+        if not isinstance(globs, tuple) or not all(isinstance(glob, str) and glob for glob in globs):
+            yield f"parts.{name}: {part.match!r} is not allowed; give a glob such as '*.bridge.*', or a list of them."
+        if part.lr_scale is not None and not (is_real(part.lr_scale) and part.lr_scale >= 0):
+            yield f"parts.{name}.lr_scale: {part.lr_scale!r} is not allowed; give a number from 0 up.{_word_hint(part.lr_scale)}"

@@ -46,6 +46,12 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             what = f"a {type(optimizer).__name__} is neither a name nor a class."
         yield f"optimizer: {what} Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
         return
+    if spec.trains == "adapters" and "adamw" not in name.lower():
+        yield (
+            f"optimizer: {name!r} is not for adapters: low-rank matrices always go to AdamW. Leave optimizer= out, "
+            "or use Recipe('llm/finetune') for all weights."
+        )
+        return
     yield from _unpublished(spec, name, row, accepted, o)
     for key in ("betas", "momentum", "weight_decay"):
         if key in o and key not in accepted:
@@ -67,16 +73,16 @@ def _unpublished(
     if "base_lr" in o and "lr" not in o and batch_rule(spec, row) is None:
         yield (
             f"base_lr: no rule is published that scales the rate of {name} with the batch in the setting "
-            f"{spec.setting!r}; give lr= instead."
+            f"{spec.registry_key!r}; give lr= instead."
         )
-    if row is not None and (row.name == spec.optimizer.number or spec.setting in row.settings):
+    if row is not None and (row.name == spec.optimizer.number or spec.registry_key in row.settings):
         return
     asked = [key for key in ("lr", "weight_decay") if key in accepted and key not in o]
     if "base_lr" in o and "lr" in asked:
         asked.remove("lr")
     if asked:
         yield (
-            f"optimizer: no starting values are published for {name!r} in the setting {spec.setting!r}, and another "
+            f"optimizer: no starting values are published for {name!r} in the setting {spec.registry_key!r}, and another "
             f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}."
         )
 

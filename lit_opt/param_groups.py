@@ -5,18 +5,20 @@ flatten or shard the parameters: the groups are handed out by name. FSDP1 makes 
 a rule that counts dimensions at that point decays nothing (mlfoundations/open_clip#358, pytorch/pytorch#101343).
 
 Order: the owner's type, the dimensions of free-standing parameters, what the model lists in `no_weight_decay()`, the
-user's `GroupRule`s. A later one wins.
+part of the model (vlm), the user's `GroupRule`s. A later one wins; factors of the learning rate multiply.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from lit_opt.adapters import check_adapters
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.group_placement import ParamRow, Placed, match_rules, place, rule_labels
+from lit_opt.model_parts import match_parts
 from lit_opt.optim.registry import get_row
 from lit_opt.parameter_roles import ROLES
 from lit_opt.parameter_snapshot import ParamSnapshot, clean_name, snapshot_parameters
@@ -59,7 +61,8 @@ def group_parameters(
 
     Raises:
         RecipeError: No trainable parameter; uninitialised lazy ones; a rule of the user's that matches nothing or
-            never applies; layer decay without repeated blocks.
+            never applies; layer decay without repeated blocks; parts that are not found; a module without adapters
+            under a recipe for adapters.
 
     Example:
         >>> from torch import nn
@@ -93,24 +96,41 @@ def group_parameters(
             f"layer_decay: {layer_decay:g} needs layers, and no ModuleList or Sequential of repeated blocks was found. "
             "Leave layer_decay out, or give groups=[GroupRule(match=..., lr_scale=...)]."
         )
+    parts = match_parts(snapshot, resolved.parts, resolved.part_globs)
+    problems += parts.problems
+    notes = list(parts.notes)
+    if resolved.trains == "adapters":
+        adapter_notes, adapter_problems = check_adapters(snapshot, resolved.name)
+        notes += adapter_notes
+        problems += adapter_problems
     if problems:
         raise RecipeError(problems)
     algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
     labels = rule_labels(resolved.groups)
     placed = [
-        place(info, resolved, algorithm, layer_decay, last_layer or 0, rules.get(info.name), labels)
+        place(
+            info,
+            resolved,
+            algorithm,
+            layer_decay,
+            last_layer or 0,
+            rules.get(info.name),
+            labels,
+            parts.of.get(info.name),
+        )
         for info in trainable
     ]
-    return ParamGroups(snapshot, placed)
+    return ParamGroups(snapshot, placed, notes)
 
 
 class ParamGroups:
     """The groups of one module under one recipe. Plain data: picklable, without tensors.
 
-    Made by `group_parameters`.
+    Made by `group_parameters`. `notes` holds sentences for the log: parts that were not found, what is frozen.
     """
 
-    def __init__(self, snapshot: ParamSnapshot, placed: list[Placed]) -> None:
+    def __init__(self, snapshot: ParamSnapshot, placed: list[Placed], notes: Sequence[str] = ()) -> None:
+        self.notes = tuple(notes)
         self._snapshot = snapshot
         self._placed = placed
         names = [item.row.name for item in placed]

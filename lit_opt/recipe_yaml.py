@@ -6,7 +6,9 @@ value that stands there is the one that the run would use anyway.
 
 from __future__ import annotations
 
+import json
 import math
+import re
 import textwrap
 from collections.abc import Mapping
 from decimal import Decimal
@@ -33,6 +35,7 @@ _UNSET = {
     "fallback": "lr, betas, weight_decay of what a matrix optimizer leaves to AdamW",
     "groups": 'rules by parameter name, such as [{match: "*.head.*", lr_scale: 0.1}]; the first that matches wins',
     "layer_decay": "learning-rate factor per layer below the head, such as 0.75; null is off",
+    "parts": 'where a model\'s parts lie, such as {projector: "*.bridge.*"}, for recipes with a rate for each (vlm)',
 }
 _WORDS = {
     "existing": (None, 'the module\'s own configure_optimizers: "replace", "keep" or "error"; null is "replace"'),
@@ -93,6 +96,7 @@ def _values(spec: RecipeSpec, o: Mapping[str, Any], facts: RunFacts | None) -> d
         "clip": p["clip"].number,
         "ema": p["ema"].number,
         "layer_decay": r.layer_decay,
+        "parts": {name: {"lr_scale": scale} for name, scale in r.parts.items()} or None,
         "optimizer_kwargs": {k: v for k, v in r.hyperparameters.items() if k not in own} or None,
         **{key: r.hyperparameters.get(key) for key in own},
     }
@@ -138,8 +142,8 @@ def flow(value: Any) -> str:
     """A value in YAML's flow style, floats so that every YAML parser reads a float.
 
     Example:
-        >>> flow(3e-4), flow({"kind": "cosine", "final": 0.1}), flow((0.9, 0.95)), flow(None)
-        ('3.0e-4', '{kind: cosine, final: 0.1}', '[0.9, 0.95]', 'null')
+        >>> flow(3e-4), flow({"kind": "cosine", "final": 0.1}), flow((0.9, 0.95)), flow(None), flow("*.head.*")
+        ('3.0e-4', '{kind: cosine, final: 0.1}', '[0.9, 0.95]', 'null', '"*.head.*"')
     """
     if value is None:
         return "null"
@@ -153,4 +157,4 @@ def flow(value: Any) -> str:
         return "{" + ", ".join(f"{key}: {flow(item)}" for key, item in value.items()) + "}"
     if isinstance(value, tuple | list):
         return "[" + ", ".join(flow(item) for item in value) + "]"
-    return str(value)
+    return str(value) if re.fullmatch(r"\w[\w./ -]*", str(value)) else json.dumps(str(value))  # a glob would be an alias

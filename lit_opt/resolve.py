@@ -12,9 +12,10 @@ from typing import Any
 from lit_opt.errors import RecipeError
 from lit_opt.optim.check import check_hyperparameters
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row
-from lit_opt.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole
+from lit_opt.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Value
 from lit_opt.resolve_lr import resolve_lr
+from lit_opt.resolve_notes import batch_notes
 from lit_opt.resolve_schedule import resolve_schedule
 from lit_opt.resolved import Provenance, ResolvedRecipe, RunFacts
 
@@ -81,7 +82,8 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         origins["layer_decay"] = _origin(o, "layer_decay", layer_decay, spec.layer_decay)
     origins["no_decay"] = Provenance(number=spec.no_decay.number, origin="recipe", value=spec.no_decay)
     origins |= {f"fallback.{k}": Provenance(number=x, origin="yours") for k, x in o.get("fallback", {}).items()}
-    origins |= {f"parts.{k}": Provenance(number=v.number, origin="recipe", value=v) for k, v in spec.parts.items()}
+    parts, part_globs, origin = _parts(spec, o)
+    origins |= origin
     hint = "a hint, no callback can set it"
     origins |= {
         f"hints.{k}": Provenance(number=v.number, origin="recipe", note=hint, value=v) for k, v in spec.hints.items()
@@ -100,8 +102,11 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         groups=tuple(build_spec(GroupRule, rule) for rule in o.get("groups", ())),
         layer_decay=layer_decay,
         fallback=dict(o.get("fallback", {})),
-        parts={name: float(value.number) for name, value in spec.parts.items()},  # type: ignore[arg-type]
+        parts=parts,
+        part_globs=part_globs,
+        trains=spec.trains,
         hints={name: value.number for name, value in spec.hints.items()},
+        notes=batch_notes(spec, facts, origins["lr"].note, own_optimizer=optimizer == spec.optimizer.number),
         facts=facts,
         provenance=origins,
     )
@@ -141,8 +146,8 @@ def _hyperparameters(
     origin = "recipe"
     if row is not None and row.name == spec.optimizer.number:
         published = {"weight_decay": spec.weight_decay, **spec.hyperparameters}
-    elif row is not None and spec.setting in row.settings:
-        own = row.settings[spec.setting]
+    elif row is not None and spec.registry_key in row.settings:
+        own = row.settings[spec.registry_key]
         published, origin = {"weight_decay": own.weight_decay, **own.hyperparameters}, "registry"
     defaults = {k: v for k, v in row.hyperparameters.items() if k != "lr" and v is not REQUIRED} if row else {}
     given = {k: o[k] for k in ("weight_decay", "betas", "momentum") if k in o} | dict(o.get("optimizer_kwargs", {}))
@@ -168,6 +173,25 @@ def _clip(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[ClipSpec | None, Prov
     given = o.get("clip", spec.clip.number)
     clip = build_spec(ClipSpec, {"limit": float(given)} if is_number(given) else given)
     return (clip if clip.limit > 0 else None), _origin(o, "clip", clip.limit, spec.clip)
+
+
+def _parts(
+    spec: RecipeSpec, o: Mapping[str, Any]
+) -> tuple[dict[str, float], dict[str, tuple[str, ...]], dict[str, Provenance]]:
+    """Multiplier of each part, the user's globs, and provenance."""
+    scales, globs, origins = {}, {}, {}
+    for name, value in spec.parts.items():
+        yours = part_spec(o.get("parts", {}).get(name, {}))
+        scales[name] = float(value.number) if yours.lr_scale is None else float(yours.lr_scale)  # type: ignore[arg-type]
+        if yours.match:
+            globs[name] = (yours.match,) if isinstance(yours.match, str) else yours.match
+        origins[f"parts.{name}"] = Provenance(
+            number=scales[name],
+            origin="recipe" if yours.lr_scale is None else "yours",
+            note=f"matches {', '.join(globs[name])}" if name in globs else "",
+            value=value,
+        )
+    return scales, globs, origins
 
 
 def _ema(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[EMASpec | None, Provenance]:

@@ -47,7 +47,7 @@ def batch_rule(spec: RecipeSpec, row: OptimizerRow | None) -> BatchRule | None:
             return None
         reference = int(s.reference_batch.number)  # type: ignore[arg-type]
         return BatchRule(reference=reference, rule=str(s.rule.number), unit=s.batch_unit, limit=limit, down=s.down)
-    own = row.settings.get(spec.setting)
+    own = row.settings.get(spec.registry_key)
     if own is None or own.reference_batch is None or own.rule == "none":
         return None
     return BatchRule(
@@ -98,7 +98,7 @@ def _published(spec: RecipeSpec, row: OptimizerRow | None, facts: RunFacts) -> t
     if row is None:
         return "", None, "", ""
     if row.name != spec.optimizer.number:
-        own = row.settings.get(spec.setting)
+        own = row.settings.get(spec.registry_key)
         return ("registry", own.lr, own.lr.unit, "") if own else ("", None, "", "")
     if spec.lr.by_batch:
         if facts.global_batch is None:

@@ -17,6 +17,8 @@ class RunFacts:
     Args:
         total_steps: Optimizer steps of the whole run (not of the remainder after a resume).
         global_batch: Samples an optimizer step: loader x accumulation x data-parallel size.
+        loader_batch: Samples a batch of one process's loader.
+        accumulation: Batches of the loader an optimizer step.
         tokens_per_batch: Tokens an optimizer step.
         data_parallel_size: Processes that see different data.
         parameter_count: Trainable parameters without the embeddings.
@@ -33,6 +35,8 @@ class RunFacts:
     data_parallel_size: int | None = None
     parameter_count: int | None = None
     steps_per_epoch: float | None = None
+    loader_batch: int | None = None
+    accumulation: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +80,10 @@ class ResolvedRecipe:
         layer_decay: Factor per layer below the head, or None.
         fallback: Keywords of AdamW for what a matrix optimizer leaves.
         parts: Learning-rate multipliers of a model's parts.
+        part_globs: Where the user says that parts lie; the others are found by known names.
+        trains: "all" or "adapters".
         hints: What a callback cannot set.
+        notes: Sentences for the log, such as how the global batch comes about.
         facts: The facts it was resolved with.
         provenance: Where each number comes from: "lr", "weight_decay", the keywords of the optimizer, "warmup",
             "decay.final", "clip", "ema", "parts.projector", "hints.precision", ...
@@ -102,7 +109,10 @@ class ResolvedRecipe:
     layer_decay: float | None = None
     fallback: dict[str, Any] = field(default_factory=dict)
     parts: dict[str, float] = field(default_factory=dict)
+    part_globs: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    trains: str = "all"
     hints: dict[str, Any] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
     facts: RunFacts = field(default_factory=RunFacts)
     provenance: dict[str, Provenance] = field(default_factory=dict)
 
@@ -130,6 +140,7 @@ class ResolvedRecipe:
             "layer_decay": self.layer_decay,
             "fallback": self.fallback,
             "parts": self.parts,
+            "part_globs": self.part_globs,
             "facts": asdict(self.facts),
             "origins": {key: p.origin for key, p in self.provenance.items()},
         }

@@ -74,9 +74,7 @@ def own_part(whole: Tensor, parameter: Tensor) -> Tensor:
 
     mesh, placements = parameter.device_mesh, parameter.placements  # type: ignore[attr-defined]
     # Every process has the whole tensor, so each cuts its own shard and none talks to another.
-    return distribute_tensor(
-        whole.to(local(parameter).device), mesh, placements, src_data_rank=None
-    ).to_local()
+    return distribute_tensor(whole.to(local(parameter).device), mesh, placements, src_data_rank=None).to_local()
 
 
 def write_into(parameter: Tensor, whole: Tensor) -> None:

@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tomllib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_help_teaches(capsys, argv):
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", ["list", "explain"])
+@pytest.mark.parametrize("verb", ["list", "explain", "export-ema"])
 def test_each_verb_has_examples(capsys, verb):
     code, out, err = says(capsys, verb, "--help")
     assert (code, err) == (0, "")
@@ -109,7 +110,7 @@ def test_explain_in_text(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["lst"], "verb: 'lst' is unknown. Did you mean 'list'? Known: list, explain, fit, validate, test, predict."),
+        (["lst"], "verb: 'lst' is unknown. Did you mean 'list'? Known: list, explain, export-ema, fit, validate, test, predict."),
         (["--config", "llm", "fit"], "verb: '--config' is unknown."),
         (["explain"], "The following arguments are required: NAME. See `lit-opt explain --help`."),
         (["explain", "lllm"], "name: 'lllm' is neither a recipe nor an optimizer. Did you mean 'llm'?"),
@@ -119,6 +120,7 @@ def test_explain_in_text(capsys, monkeypatch):
         (["explain", "llm", "--lr", "nan", "--clip", "-1"], "2 problems:\n  - lr: nan is not allowed"),
         (["explain", "llm", "--optimizer", "adamv"], "optimizer: 'adamv' is unknown. Did you mean"),
         (["explain", "llm", "--total-steps", "1.5"], "total_steps: 1.5 is not allowed; give a whole number above 0."),
+        (["export-ema", "a.ckpt"], "The following arguments are required: OUT. See `lit-opt export-ema --help`."),
         (["list", "recipes"], "recipes: unknown argument."),
         (["list", "--format", "yaml"], "'yaml' is unknown. Known: text, json."),
     ],
@@ -161,3 +163,34 @@ def test_verbs_are_lightnings():
     from lit_opt.fit_cli import VERBS, RecipeCLI
 
     assert tuple(RecipeCLI.subcommands()) == FIT_VERBS == tuple(VERBS)
+
+
+def test_export_ema_writes_the_averages(tmp_path, capsys):
+    import torch
+    from lightning.pytorch import Trainer
+    from lightning.pytorch.demos.boring_classes import BoringModel
+
+    from lit_opt import Recipe
+
+    quiet: dict[str, Any] = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = Trainer(
+        max_steps=5,
+        limit_val_batches=0,
+        callbacks=[Recipe("diffusion", ema=0.5, lr=0.1)],
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        **quiet,
+    )
+    trainer.fit(BoringModel())
+    trainer.save_checkpoint(tmp_path / "last.ckpt")
+    assert main(["export-ema", str(tmp_path / "last.ckpt"), str(tmp_path / "weights.pt")]) == 0
+    assert "weights.pt" in capsys.readouterr().out
+    averages = torch.load(tmp_path / "weights.pt", weights_only=True)
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    assert all(torch.equal(averages[k], saved["ema_state_dict"][k]) for k in averages)
+    assert not torch.equal(averages["layer.weight"], saved["state_dict"]["layer.weight"])
+
+
+def test_export_ema_of_nothing_is_one_message(tmp_path, capsys):
+    assert main(["export-ema", str(tmp_path / "none.ckpt"), str(tmp_path / "w.pt")]) == 2
+    assert "there is no file" in capsys.readouterr().err

@@ -30,3 +30,7 @@ def test_nearest(typed, near):
 def test_nothing_near(typed):
     assert nearest(typed, ["adam", "sgd"]) == ""
     assert nearest(typed, []) == ""
+
+
+def test_nearest_gives_the_name_as_it_is_known():
+    assert nearest("agc", ["AGC", "norm"]) == " Did you mean 'AGC'?"

@@ -13,16 +13,16 @@ from lit_opt.explain import Entry, explain, short, shrink_note
 from lit_opt.explain_formats import headline
 from lit_opt.explain_verb import explain_name
 from lit_opt.optim.registry import ROWS
-from lit_opt.recipes import all_names, get_recipe
+from lit_opt.recipes import NOT_BUILT, all_names, get_recipe
 from lit_opt.resolve import RunFacts, preview
 
 NAMES = all_names()
 
 
 def rendered(name, width=100, **overrides):
-    console = Console(file=io.StringIO(), width=width, color_system=None)
-    console.print(explain_name(name, overrides))
-    return console.file.getvalue()
+    out = io.StringIO()
+    Console(file=out, width=width, color_system=None).print(explain_name(name, overrides))
+    return out.getvalue()
 
 
 def joined(text):
@@ -171,5 +171,6 @@ def test_what_is_wrong_is_said(name, overrides, kwargs, said):
     assert said in str(error.value)
 
 
-def test_a_recipe_that_cannot_run_yet_says_so():
-    assert "This version cannot run it yet: it needs EMA." in joined(rendered("diffusion"))
+@pytest.mark.parametrize("name", sorted(NOT_BUILT))
+def test_a_recipe_that_cannot_run_yet_says_so(name):
+    assert f"This version cannot run it yet: it needs {NOT_BUILT[name]}." in joined(rendered(name))

@@ -1,8 +1,10 @@
 """What a user may type, and the one message for each thing that is wrong with it."""
 
 import math
+from typing import Any
 
 import pytest
+import torch
 
 from lit_opt.optim.registry import list_optimizers
 from lit_opt.overrides import FIELDS, build_spec, clean, find_problems, is_real, is_whole, parse_duration, plain
@@ -11,7 +13,7 @@ from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 
 NAN, INF = float("nan"), float("inf")
-NOT_NUMBERS = (NAN, INF, -INF, True, False, "0.1", "word", [0.1], {}, (1, 2, 3), object())
+NOT_NUMBERS: tuple[Any, ...] = (NAN, INF, -INF, True, False, "0.1", "word", [0.1], {}, (1, 2, 3), object())
 
 
 def problems(name="llm", **overrides):
@@ -107,7 +109,6 @@ def test_optimizers_of_another_type(value):
 
 
 def test_an_optimizer_object_is_no_class():
-    torch = pytest.importorskip("torch")
     made = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
     assert problem(optimizer=made).startswith("optimizer: a SGD is neither")
     assert "the class dict is no torch.optim.Optimizer" in problem(optimizer=dict)
@@ -138,7 +139,6 @@ def test_optimizer_kwargs():
 
 
 def test_keywords_of_classes():
-    torch = pytest.importorskip("torch")
 
     class Sharp(torch.optim.SGD):
         def __init__(self, params, rho, *args, **kwargs):
@@ -148,7 +148,7 @@ def test_keywords_of_classes():
         pass
 
     assert class_keywords(dict) is None
-    keywords = class_keywords(Sharp)
+    keywords = class_keywords(Sharp) or {}
     assert keywords["rho"] is True and keywords["nesterov"] is False
     assert not {"self", "params", "args", "kwargs"} & set(keywords)
     assert class_keywords(Silent) == class_keywords(torch.optim.AdamW)

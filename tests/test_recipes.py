@@ -1,6 +1,7 @@
 """Each recipe's numbers, typed in once more from the notes they were read from, and the shape of the data."""
 
 import dataclasses
+import operator
 import pickle
 import subprocess
 import sys
@@ -13,7 +14,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.optim.registry import list_optimizers
 from lit_opt.recipes import ALIASES, NOT_BUILT, get_recipe, list_recipes
 from lit_opt.recipes.common import DECAYS
-from lit_opt.recipes.schema import GroupRule, RecipeSpec, Value
+from lit_opt.recipes.schema import GroupRule, RecipeSpec, Value, _walk
 from lit_opt.schedules import KINDS
 
 ALL = sorted(package._all_recipes())
@@ -40,6 +41,23 @@ LLM = {
     "warmup.max_steps": 2000,
     "decay.kind": "cosine",
     "decay.final": 0.1,
+    "clip": 1.0,
+    "ema": 0.0,
+    "hints.precision": "bf16-mixed",
+}
+FINETUNE = {
+    "optimizer": "adamw",
+    "lr.base": 2e-5,
+    "lr.scaling.rule": "none",
+    "lr.scaling.reference_batch": 128,
+    "weight_decay": 0.01,
+    "hyperparameters.betas": (0.9, 0.999),
+    "hyperparameters.eps": 1e-8,
+    "no_decay": ROLES,
+    "warmup.length": 0.03,
+    "warmup.start": 0.0,
+    "decay.kind": "cosine",
+    "decay.final": 0.0,
     "clip": 1.0,
     "ema": 0.0,
     "hints.precision": "bf16-mixed",
@@ -94,7 +112,46 @@ EXPECTED = {
         "hints.precision": "bf16-mixed",
         "hints.label_smoothing": 0.1,
     },
+    "vit/finetune": {
+        "optimizer": "adamw",
+        "lr.base": 5e-4,
+        "lr.scaling.rule": "linear_then_sqrt",
+        "lr.scaling.reference_batch": 256,
+        "lr.scaling.limit": 1024,
+        "weight_decay": 0.05,
+        "hyperparameters.betas": (0.9, 0.999),
+        "hyperparameters.eps": 1e-8,
+        "no_decay": ROLES,
+        "warmup.length": 0.05,
+        "warmup.start": 0.0,
+        "decay.kind": "cosine",
+        "decay.final": 0.0,
+        "clip": 1.0,
+        "ema": 0.0,
+        "layer_decay": 0.75,
+        "hints.precision": "bf16-mixed",
+        "hints.label_smoothing": 0.1,
+    },
+    "llm/finetune": FINETUNE,
+    "llm/lora": FINETUNE | {"lr.base": 3e-4},
     "cnn": CNN,
+    "diffusion/finetune": {
+        "optimizer": "adamw",
+        "lr.base": 1e-5,
+        "lr.scaling.rule": "none",
+        "lr.scaling.reference_batch": 64,
+        "weight_decay": 1e-2,
+        "hyperparameters.betas": (0.9, 0.999),
+        "hyperparameters.eps": 1e-8,
+        "no_decay": ROLES,
+        "warmup.length": 0.1,
+        "warmup.start": 0.0,
+        "warmup.max_steps": 500,
+        "decay.kind": "constant",
+        "clip": 1.0,
+        "ema": 0.9999,
+        "hints.precision": "bf16-mixed",
+    },
     "diffusion": {
         "optimizer": "adamw",
         "lr.base": 1e-4,
@@ -129,6 +186,7 @@ EXPECTED = {
         "decay.kind": "polynomial",
         "decay.final": 1e-5,
         "decay.power": 2.0,
+        "moderate_batch": 8192,
     },
     "large_batch/lamb": {
         **{key: number for key, number in CNN.items() if key not in ("lr.scaling.limit", "hyperparameters.momentum")},
@@ -140,10 +198,12 @@ EXPECTED = {
         "hyperparameters.betas": (0.9, 0.999),
         "hyperparameters.eps": 1e-6,
         "clip": 1.0,
+        "moderate_batch": 8192,
     },
     "large_batch/control": {
         **{key: number for key, number in CNN.items() if key != "lr.scaling.limit"},
         "warmup.length": 0.15,
+        "moderate_batch": 8192,
     },
 }
 
@@ -155,6 +215,10 @@ GUIDE = {
     "cnn": {"lr.base": (0.01, 0.1), "weight_decay": (1e-4, 5e-4)},
     "large_batch/control": {"lr.base": (0.01, 0.1), "weight_decay": (1e-4, 5e-4)},
     "diffusion": {},
+    "llm/finetune": {},
+    "llm/lora": {},
+    "vit/finetune": {},
+    "diffusion/finetune": {},
     "large_batch/lars": {},
     "large_batch/lamb": {},
 }
@@ -222,10 +286,17 @@ def test_decays_are_complete():
     assert set(DECAYS) == set(KINDS)
     for kind, decay in DECAYS.items():
         assert decay.kind.number == kind
-    assert DECAYS["step"].milestones.number == (1 / 3, 2 / 3, 8 / 9)
-    assert DECAYS["step"].gamma.number == 0.1
-    assert DECAYS["wsd"].cooldown.number == 0.2 and DECAYS["wsd"].final.number == 0.0
-    assert DECAYS["cosine"].final.number == 0.0
+    numbers = {f"{kind}.{path}": value.number for kind, decay in DECAYS.items() for path, value in _walk("", decay)}
+    assert {path: number for path, number in numbers.items() if not path.endswith(".kind")} == {
+        "cosine.final": 0.0,
+        "linear.final": 0.0,
+        "polynomial.final": 0.0,
+        "polynomial.power": 2.0,
+        "step.milestones": (1 / 3, 2 / 3, 8 / 9),
+        "step.gamma": 0.1,
+        "wsd.final": 0.0,
+        "wsd.cooldown": 0.2,
+    }
 
 
 # ---- names
@@ -263,15 +334,12 @@ def test_names_of_another_type(name):
 @pytest.mark.parametrize("name", ALL)
 def test_a_recipe_is_frozen(name):
     spec = get_recipe(name)
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.name = "other"
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.lr.base = spec.weight_decay
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        spec.weight_decay.number = 1.0
+    for frozen, field in ((spec, "name"), (spec.lr, "base"), (spec.weight_decay, "number"), (spec.decay, "kind")):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(frozen, field, "other")
     for mapping in (spec.hyperparameters, spec.parts, spec.hints):
         with pytest.raises(TypeError):
-            mapping["betas"] = spec.weight_decay
+            operator.setitem(mapping, "betas", spec.weight_decay)  # type: ignore[call-overload]
 
 
 @pytest.mark.parametrize("name", ALL)

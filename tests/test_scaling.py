@@ -76,12 +76,11 @@ def test_words_show_the_arithmetic():
 
 def test_scaling_down():
     assert scale_lr(1e-3, batch=16, reference=1024, rule="linear")[0] == 1e-3
-    down = {"reference": 256, "rule": "linear", "down": True, "floor": 0.01}
-    assert scale_lr(0.1, batch=128, **down)[0] == pytest.approx(0.05)
-    lr, words = scale_lr(0.1, batch=8, **down)
+    assert scale_lr(0.1, batch=128, reference=256, rule="linear", down=True, floor=0.01)[0] == pytest.approx(0.05)
+    lr, words = scale_lr(0.1, batch=8, reference=256, rule="linear", down=True, floor=0.01)
     assert lr == 0.01 and words == "0.1 at 256 samples x 0.03125 (linear) at 8, held at the low end 0.01"
     # A base that is already below the range is neither raised to it nor lowered further.
-    lr, words = scale_lr(0.005, batch=8, **down)
+    lr, words = scale_lr(0.005, batch=8, reference=256, rule="linear", down=True, floor=0.01)
     assert lr == 0.005 and words == "0.005 at 256 samples, not scaled down at 8"
 
 

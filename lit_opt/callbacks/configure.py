@@ -27,7 +27,7 @@ class Configured:
         groups: Who gets what, with reasons.
         optimizer: One optimizer for all groups.
         scheduler: Its learning rates.
-        group_names: Name and parameter names of each of the optimizer's groups, for checkpoints.
+        group_names: Name, algorithm and parameter names of each of the optimizer's groups, for checkpoints.
         group_options: Each group's options at the start, without its parameters.
     """
 
@@ -59,7 +59,10 @@ def configure_run(
     named = [(clean_name(name), p) for name, p in module.named_parameters()]
     param_groups = groups.for_optimizer(named)
     name_of = {id(p): name for name, p in named}
-    names = [{"name": g["name"], "params": [name_of[id(p)] for p in g["params"]]} for g in param_groups]
+    names = [
+        {"name": g["name"], "algorithm": g["algorithm"], "params": [name_of[id(p)] for p in g["params"]]}
+        for g in param_groups
+    ]
     optimizer = _optimizer(resolved, param_groups)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by

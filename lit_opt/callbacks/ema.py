@@ -167,9 +167,7 @@ class EMA(Callback):
                 "Checkpoints hold the raw weights only."
             )
             return
-        state, beside = (
-            ("raw weights", "averages") if self.checkpoint == "raw" else ("averages", "averages too")
-        )
+        state, beside = ("raw weights", "averages") if self.checkpoint == "raw" else ("averages", "averages too")
         raw = "" if self.checkpoint == "raw" else ", raw_state_dict the raw weights"
         validation = " Validation metrics were of the averages." if self._evaluated else ""
         rank_zero_info(
@@ -195,9 +193,7 @@ class EMA(Callback):
         if not self._take_off:
             self._write(trainer, pl_module, checkpoint)
 
-    def on_exception(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
-    ) -> None:
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
         """Bring the raw weights back and leave the module as it was."""
         self._end_evaluation()
         self._detach()
@@ -259,9 +255,7 @@ class EMA(Callback):
         if found is None:
             self.steps = trainer.global_step
             if trainer.state.fn == "fit":
-                rank_zero_info(
-                    "EMA: the checkpoint holds no averages; they start from the weights loaded from it."
-                )
+                rank_zero_info("EMA: the checkpoint holds no averages; they start from the weights loaded from it.")
             return
         self.updates, self.steps = found.updates, found.steps
         if found.averages:
@@ -311,9 +305,7 @@ class EMA(Callback):
         self._take_off = []
 
 
-def _patch(
-    module: nn.Module, function: Callable[..., None]
-) -> tuple[Callable[..., None], Callable[[], None]]:
+def _patch(module: nn.Module, function: Callable[..., None]) -> tuple[Callable[..., None], Callable[[], None]]:
     """Set `function` as a method of this one module; returns what it replaced and how to take it off."""
     name = function.__name__
     earlier = module.__dict__.get(name)
@@ -337,9 +329,7 @@ def _patch(
 def _refresh(averages: Averages) -> None:
     joined, left = averages.refresh()
     if joined:
-        rank_zero_info(
-            f"EMA: {_some(joined)} became trainable and joined, starting from the present weights."
-        )
+        rank_zero_info(f"EMA: {_some(joined)} became trainable and joined, starting from the present weights.")
     if left:
         rank_zero_info(f"EMA: {_some(left)} left the model; the averages of these were dropped.")
 

@@ -37,9 +37,7 @@ class AveragesInFile:
     averages: dict[str, Tensor]
 
 
-def write_averages(
-    checkpoint: dict[str, Any], averages: Averages, module: nn.Module, layout: str, keep: bool
-) -> None:
+def write_averages(checkpoint: dict[str, Any], averages: Averages, module: nn.Module, layout: str, keep: bool) -> None:
     """Put the averages into a checkpoint whose `state_dict` is already filled.
 
     Args:
@@ -135,9 +133,7 @@ def read_averages(path: str | Path) -> dict[str, Any]:
     """
     file = Path(path) / _SHARDED_META if Path(path).is_dir() else Path(path)
     if not file.is_file():
-        raise RecipeError(
-            [f"checkpoint: there is no file {str(file)!r}. Give the path of a Lightning checkpoint."]
-        )
+        raise RecipeError([f"checkpoint: there is no file {str(file)!r}. Give the path of a Lightning checkpoint."])
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
@@ -176,6 +172,4 @@ def load_averages(module: nn.Module, path: str | Path) -> None:
     try:
         module.load_state_dict({keys.get(clean_name(key), key): value for key, value in averages.items()})
     except RuntimeError as error:
-        raise RecipeError(
-            [f"EMA.load: {str(path)!r} does not fit {type(module).__name__}. {error}"]
-        ) from error
+        raise RecipeError([f"EMA.load: {str(path)!r} does not fit {type(module).__name__}. {error}"]) from error

@@ -67,10 +67,6 @@ def _save(averages: dict[str, Any], path: Path, safetensors: bool) -> None:
 
     others = [key for key, value in averages.items() if not isinstance(value, Tensor)]
     if others:
-        raise RecipeError(
-            [f"out: safetensors holds tensors only, not {', '.join(others)}. Write a .pt file."]
-        )
+        raise RecipeError([f"out: safetensors holds tensors only, not {', '.join(others)}. Write a .pt file."])
     # The format refuses tensors that share memory or are not contiguous.
-    save_file(
-        {key: value.clone(memory_format=torch.contiguous_format) for key, value in averages.items()}, path
-    )
+    save_file({key: value.clone(memory_format=torch.contiguous_format) for key, value in averages.items()}, path)

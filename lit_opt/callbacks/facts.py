@@ -39,6 +39,8 @@ def run_facts(trainer: Any, parameter_count: int) -> RunFacts:
         data_parallel_size=size,
         parameter_count=parameter_count,
         steps_per_epoch=math.ceil(batches / accumulation) if _is_finite(batches) else None,
+        loader_batch=per_process,
+        accumulation=accumulation,
     )
 
 
@@ -70,6 +72,22 @@ def loader_batch_size(loader: Any) -> int | None:
     if size is None:
         size = getattr(getattr(loader, "batch_sampler", None), "batch_size", None)
     return size if isinstance(size, int) and size > 0 else None
+
+
+def is_flattened(module: Any) -> bool:
+    """FSDP1 and ZeRO replace parameters by flat shards; DTensors keep their global shape."""
+    return any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_shape") for p in module.parameters())
+
+
+def is_deepspeed(trainer: Any) -> bool:
+    """DeepSpeed clips by itself."""
+    return type(trainer.strategy).__name__ == "DeepSpeedStrategy"
+
+
+def fsdp1_root(trainer: Any) -> Any:
+    """FSDP1's root module, the only one that knows the norm over all shards; None elsewhere."""
+    model = trainer.strategy.model
+    return model if type(model).__name__ == "FullyShardedDataParallel" else None
 
 
 def _accumulation_scheduler(trainer: Any) -> Any:

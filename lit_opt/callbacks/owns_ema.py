@@ -80,7 +80,9 @@ class OwnsEMA(Callback):
             RecipeError: One of the two averages and the other does not; that is decided before a checkpoint is read.
         """
         if (spec is None) != (self.ema is None):
-            have, give = ("averages weights", "ema=True") if spec is not None else ("does not average weights", "ema=False")
+            have, give = (
+                ("averages weights", "ema=True") if spec is not None else ("does not average weights", "ema=False")
+            )
             raise RecipeError([f"ema: the checkpoint's recipe {have} and this one differs. Give Recipe(..., {give})."])
         if spec is not None:
             for name, value in asdict(spec).items():

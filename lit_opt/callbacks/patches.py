@@ -27,6 +27,7 @@ class Patched:
         self.before = module.__dict__.get(name)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the function with the module first."""
         return self.__wrapped__(self.module, *args, **kwargs)
 
     def __reduce__(self) -> Any:
@@ -63,6 +64,7 @@ class Attached:
         self.before = module.__dict__.get("configure_callbacks")
 
     def __call__(self) -> list[Any]:
+        """The module's own callbacks and the recipe."""
         own = self.before() if self.before is not None else type(self.module).configure_callbacks(self.module)
         callbacks = [*(own if isinstance(own, list | tuple) else [own]), self.recipe]
         trainer = self.module._trainer

@@ -51,6 +51,8 @@ class Recipe(OwnsEMA):
         fallback: lr, betas, weight_decay of what a matrix optimizer leaves to AdamW.
         groups: Rules for parameters by name (glob); the first that matches wins, one without a match is an error.
         layer_decay: Learning-rate factor per layer below the head, such as 0.75.
+        parts: Where a model's parts lie, for recipes with a rate for each (vlm): {"projector": "*.bridge.*"}, with a
+            glob, a list of globs or a PartSpec. Parts that are not given are found by the names of known models.
         existing: What becomes of the module's own configure_optimizers: "replace" (the default), "keep" (its
             optimizer and scheduler stay, clipping and averaging are added) or "error". Under manual optimization
             an own method is never replaced unless "replace" is given.
@@ -92,6 +94,7 @@ class Recipe(OwnsEMA):
         fallback: dict[str, Any] | None = None,
         groups: list[GroupRule] | None = None,
         layer_decay: float | None = None,
+        parts: dict[str, Any] | None = None,
         existing: Literal["replace", "keep", "error"] | None = None,
         on_resume: Literal["error", "checkpoint", "config"] = "error",
     ) -> None:
@@ -114,6 +117,7 @@ class Recipe(OwnsEMA):
             "fallback": fallback,
             "groups": groups,
             "layer_decay": layer_decay,
+            "parts": parts,
         }
         self.spec = recipes.get_recipe(name)
         self.overrides = {key: value for key, value in given.items() if value is not None}

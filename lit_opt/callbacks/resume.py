@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,7 +22,7 @@ FORMAT = 1
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
 _COMPARED = (
     "name", "optimizer", "lr", "weight_decay", "hyperparameters", "schedule", "clip", "ema", "layer_decay",
-    "fallback", "groups", "parts",
+    "fallback", "groups", "parts", "part_globs",
 )  # fmt: skip
 
 
@@ -121,7 +122,18 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     overrides["optimizer_kwargs"] = hyperparameters
     if saved["fallback"]:
         overrides["fallback"] = saved["fallback"]
+    if saved["parts"]:
+        globs = saved["part_globs"]
+        overrides["parts"] = {k: {"lr_scale": x, "match": globs.get(k)} for k, x in saved["parts"].items()}
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
+
+
+def named_as_checkpoints(resolved: ResolvedRecipe) -> ResolvedRecipe:
+    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
+    origins = {
+        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
+    }
+    return replace(resolved, provenance=origins)
 
 
 def data_are_exact(trainer: Any) -> bool:
@@ -132,18 +144,34 @@ def data_are_exact(trainer: Any) -> bool:
     )
 
 
+def check_optimizer(saved: Mapping[str, Any], resolved: ResolvedRecipe) -> None:
+    """Refuse another optimizer, also under on_resume="config": torch loads its state without a word.
+
+    Raises:
+        RecipeError: With both names and the remedy.
+    """
+    if saved["optimizer"] != resolved.optimizer_name:
+        raise RecipeError(
+            [
+                f"optimizer: the checkpoint holds the state of {saved['optimizer']!r}, which {resolved.optimizer_name!r} "
+                "cannot continue. Load its weights alone (module.load_state_dict(torch.load(path)['state_dict'])) and "
+                "start a new fit without ckpt_path."
+            ]
+        )
+
+
 def check_groups(saved: list[Mapping[str, Any]], groups: list[dict[str, Any]]) -> None:
     """Refuse a checkpoint whose parameters lie in other groups: torch matches state by position, silently.
 
     Raises:
         RecipeError: With the first difference and the remedy.
     """
-    old = [(g["name"], list(g["params"])) for g in saved]
-    new = [(g["name"], list(g["params"])) for g in groups]
+    old = [((g["name"], g["algorithm"]), list(g["params"])) for g in saved]
+    new = [((g["name"], g["algorithm"]), list(g["params"])) for g in groups]
     if old == new:
         return
-    before = {p: name for name, params in old for p in params}
-    after = {p: name for name, params in new for p in params}
+    before = {p: place for place, params in old for p in params}
+    after = {p: place for place, params in new for p in params}
     gone, added = [p for p in before if p not in after], [p for p in after if p not in before]
     moved = [p for p in before if p in after and before[p] != after[p]]
     parts = [
@@ -151,7 +179,7 @@ def check_groups(saved: list[Mapping[str, Any]], groups: list[dict[str, Any]]) -
         for names, what in (
             (gone, "only in the checkpoint"),
             (added, "only in the model"),
-            (moved, "in another group"),
+            (moved, "in another group or with another algorithm"),
         )
         if names
     ] or ["the same parameters in another order"]

@@ -10,7 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.facts import run_facts
+from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
@@ -18,7 +18,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance, ResolvedRecipe
+from lit_opt.resolved import Provenance
 from lit_opt.show import as_text, recipe_table
 
 if TYPE_CHECKING:
@@ -82,6 +82,10 @@ class Session:
                 f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
                 f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
             )
+        if self.clip is not None and self.clip.kind == "value" and is_deepspeed(self.trainer):
+            problems.append(
+                "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
+            )
         if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
             if "clip" in self.recipe.overrides:
                 problems.append(
@@ -135,7 +139,7 @@ class Session:
         def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
             session.clip_gradients(optimizer)
 
-        if type(self.trainer.strategy).__name__ == "DeepSpeedStrategy":
+        if is_deepspeed(self.trainer):
             # It clips by itself, from the value that its config is formatted with in strategy.setup.
             self._trainer_clip = (self.trainer.gradient_clip_val,)
             self.trainer.gradient_clip_val = self.clip.limit
@@ -144,23 +148,22 @@ class Session:
 
     def configure(self) -> dict[str, Any]:
         """Lightning's dictionary of optimizer and scheduler, once the facts of the run are known."""
-        if self._snapshot is None or not _is_flattened(self.module):
+        if self._snapshot is None or not is_flattened(self.module):
             self._snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
-        theirs = self._loaded is not None and self.recipe.on_resume == "checkpoint" and resume.KEY in self._loaded
-        if self._loaded is not None and theirs:
-            resume.check_format(self._loaded[resume.KEY])
-            name, saved = resume.as_overrides(self._loaded[resume.KEY]["recipe"], overrides)
-            spec, overrides = get_recipe(name), saved
+        theirs = self._theirs()
+        if theirs is not None:
+            name, overrides = resume.as_overrides(theirs, overrides)
+            spec = get_recipe(name)
             self.recipe.follow_ema(preview(spec, overrides).ema)
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
-        if spec is not self.recipe.spec or overrides is not self.recipe.overrides:
-            run.resolved = _from_checkpoint(run.resolved)
         self.recipe.run = run
-        if theirs and not self._clips_itself:
-            self.clip = run.resolved.clip  # the checkpoint's
-            self._install_clipping()
+        if theirs is not None:
+            run.resolved = resume.named_as_checkpoints(run.resolved)
+            if not self._clips_itself:
+                self.clip = run.resolved.clip
+                self._install_clipping()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -171,7 +174,9 @@ class Session:
 
     @rank_zero_only
     def _announce(self, run: Configured) -> None:
-        rank_zero_info(as_text(recipe_table(run.resolved), "", run.groups.table()))
+        rank_zero_info(
+            as_text(recipe_table(run.resolved), "", run.groups.table(), *run.resolved.notes, *run.groups.notes)
+        )
         for logger in self.trainer.loggers:
             logger.log_hyperparams({"recipe": run.resolved.as_dict()})
 
@@ -187,7 +192,19 @@ class Session:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
         self._replay = Replay(self.trainer, self._restore_rng)
-        self._check_loaded()
+        if self.run is not None and self._theirs() is not None:
+            # FSDP and ModelParallel load after the optimizer was made, and restore its state after this.
+            self.trainer.strategy.setup_optimizers(self.trainer)
+        else:
+            self._check_loaded()
+
+    def _theirs(self) -> dict[str, Any] | None:
+        """The checkpoint's recipe where its values win."""
+        if self._loaded is None or self.recipe.on_resume != "checkpoint" or resume.KEY not in self._loaded:
+            return None
+        resume.check_format(self._loaded[resume.KEY])
+        recipe: dict[str, Any] = self._loaded[resume.KEY]["recipe"]
+        return recipe
 
     def _check_loaded(self) -> None:
         if self._loaded is None or self.run is None:
@@ -201,6 +218,7 @@ class Session:
         settings, facts = resume.differences(saved["recipe"], self.run.resolved)
         if settings and self.recipe.on_resume != "config":
             raise RecipeError([resume.refusal(settings)])
+        resume.check_optimizer(saved["recipe"], self.run.resolved)
         resume.check_groups(saved["groups"], self.run.group_names)
         for line in [*settings, *facts]:
             rank_zero_info(f"{self.recipe!r}, resumed: {line}")
@@ -209,6 +227,7 @@ class Session:
 
     def start(self) -> None:
         """Re-apply rates and options that loading the optimizer's state may have overwritten."""
+        self._started = True
         if self._replay is not None:
             if self._replay.is_mid_epoch() and not resume.data_are_exact(self.trainer):
                 rank_zero_info(
@@ -222,7 +241,6 @@ class Session:
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
                 group.update(options)
-        self._started = True
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
@@ -245,7 +263,7 @@ class Session:
         """Clip what this optimizer holds."""
         if self.clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip_gradients(parameters, self.clip, root=_fsdp1_root(self.trainer))
+            clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
 
     def _let_lightning_unscale(self) -> None:
         """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
@@ -281,27 +299,11 @@ class Session:
         self._patches.remove()
         found = suggested_lr(self.trainer)
         if found is not None and not self._started:
-            rank_zero_info(f"{self.recipe!r}: lr_find suggests {found:.3g}; to use it, give Recipe(..., lr={found:.3g}).")
+            rank_zero_info(
+                f"{self.recipe!r}: lr_find suggests {found:.3g}; to use it, give Recipe(..., lr={found:.3g})."
+            )
         while self._unscaling:
             self._unscaling.pop()._step_supports_amp_scaling = True
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
-
-
-def _from_checkpoint(resolved: ResolvedRecipe) -> ResolvedRecipe:
-    """Name the checkpoint where the overrides that reproduce it would pass for the user's own."""
-    origins = {
-        key: replace(p, origin="checkpoint") if p.origin == "yours" else p for key, p in resolved.provenance.items()
-    }
-    return replace(resolved, provenance=origins)
-
-
-def _is_flattened(module: Any) -> bool:
-    """FSDP1 and ZeRO replace parameters by flat shards; DTensors keep their global shape."""
-    return any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_shape") for p in module.parameters())
-
-
-def _fsdp1_root(trainer: Any) -> Any:
-    model = trainer.strategy.model
-    return model if type(model).__name__ == "FullyShardedDataParallel" else None

@@ -23,6 +23,15 @@ _DEVIATE = (
     "is limited; tuned Nesterov and AdamW match LARS and LAMB at 32k (arXiv:2102.06356)"
 )
 
+# Below it the linear rule with a warmup holds for plain SGD, and nothing is gained by a trust ratio.
+_MODERATE = Value(
+    8192,
+    unit="images",
+    common_practice="SGD with a linear rate and warmup up to 8,192; NVIDIA's MLPerf v0.7 ResNet used SGD at 3,264 and "
+    "LARS at 34,560 and 64,400",
+    source="arXiv:1706.02677; mlcommons/training_results_v0.7 NVIDIA resnet config_DGXA100*.sh",
+)
+
 
 def _lars_lr(lr: float) -> Value:
     return Value(
@@ -37,6 +46,7 @@ LARS = replace(
     _CNN,
     name="large_batch/lars",
     setting="large_batch",
+    moderate_batch=_MODERATE,
     summary="CNNs at 4,096 to 65,536 images with LARS and polynomial decay",
     deviate=_DEVIATE,
     optimizer=Value("lars", unit="registry name", common_practice="LARS above 8k to 32k", source="arXiv:1708.03888"),
@@ -77,6 +87,7 @@ LAMB = replace(
     _CNN,
     name="large_batch/lamb",
     setting="large_batch",
+    moderate_batch=_MODERATE,
     summary="Vision models at 2,048 images or more with LAMB",
     deviate=_DEVIATE,
     optimizer=Value(
@@ -128,6 +139,7 @@ CONTROL = replace(
     _CNN,
     name="large_batch/control",
     setting="large_batch",
+    moderate_batch=_MODERATE,
     summary="The control for LARS and LAMB: SGD with a linearly scaled rate and a longer warmup",
     deviate="LARS or LAMB when the batch is extreme and there is no budget to tune",
     lr=LearningRate(

@@ -217,6 +217,24 @@ class GroupRule:
     algorithm: str | None = None
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PartSpec:
+    """A part of a model with a learning rate of its own.
+
+    Args:
+        match: Glob, or several, over the parameter's dotted name, such as "*.bridge.*". None uses what is known of
+            LLaVA, Qwen-VL, SmolVLM, PaliGemma and CLIP, see `lit_opt.model_parts`.
+        lr_scale: Multiplies the learning rate; None keeps the recipe's number.
+
+    Example:
+        >>> PartSpec(match="*.bridge.*").lr_scale is None
+        True
+    """
+
+    match: str | tuple[str, ...] | None = None
+    lr_scale: float | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class RecipeSpec:
     """A setting's starting recipe as data.
@@ -237,6 +255,9 @@ class RecipeSpec:
         ema: Decay of averaged weights; 0 is off.
         layer_decay: Factor per layer below the head, or None.
         parts: Learning-rate multipliers of a model's parts (vlm).
+        finetunes: Starts from trained weights; see `registry_key`.
+        trains: "all", or "adapters": LoRA and its relatives only, always with AdamW.
+        moderate_batch: Largest batch at which plain SGD or AdamW does as well (large_batch), or None.
         hints: What a callback cannot set: precision, label smoothing, memory format.
 
     Example:
@@ -261,11 +282,27 @@ class RecipeSpec:
     ema: Value
     layer_decay: Value | None = None
     parts: Mapping[str, Value] = field(default_factory=dict)
+    finetunes: bool = False
+    trains: str = "all"
+    moderate_batch: Value | None = None
     hints: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for name in ("hyperparameters", "parts", "hints"):
             object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
+
+    @property
+    def registry_key(self) -> str:
+        """Where a registry row has another optimizer's values for this recipe.
+
+        Rates for training from scratch are far too high for fine-tuning, so those are not looked up under the setting.
+
+        Example:
+            >>> from lit_opt.recipes import get_recipe
+            >>> get_recipe("llm").registry_key, get_recipe("llm/lora").registry_key
+            ('llm', 'llm/finetune')
+        """
+        return f"{self.setting}/finetune" if self.finetunes else self.setting
 
     def items(self) -> Iterator[tuple[str, Value]]:
         """Walk all values as (path, Value), such as ("lr.base", Value(...))."""

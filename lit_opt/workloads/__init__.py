@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from lit_opt.workloads.loader import EvaluationLoader as EvaluationLoader
     from lit_opt.workloads.loader import ResumableLoader as ResumableLoader
     from lit_opt.workloads.text_data import ByteText as ByteText
+    from lit_opt.workloads.vision_language import VisionLanguageModel as VisionLanguageModel
 
 _LAZY = {
     "ByteText": "lit_opt.workloads.text_data",
@@ -37,6 +38,7 @@ _LAZY = {
     "LanguageModel": "lit_opt.workloads.language_model",
     "ResumableDataModule": "lit_opt.workloads.data_module",
     "ResumableLoader": "lit_opt.workloads.loader",
+    "VisionLanguageModel": "lit_opt.workloads.vision_language",
 }
 
 __all__ = sorted(_LAZY)

@@ -14,6 +14,7 @@ from lit_opt.workloads.require import require
 if TYPE_CHECKING:
     from lit_opt.workloads.image_classifier import ImageClassifier
     from lit_opt.workloads.language_model import LanguageModel
+    from lit_opt.workloads.vision_language import VisionLanguageModel
 
 _BLUE, _ORANGE, _GREEN, _GREY = "#2f6db3", "#d9822b", "#3a8a5c", "#5f6770"
 _METRICS = {  # what is shown of the validation, best name first
@@ -68,6 +69,33 @@ def image_classifier_lines(model: ImageClassifier, metrics: Mapping[str, Any]) -
     return [
         f"Validation: {100 * float(metrics['val_acc']):.1f} % correct (guessing: {guessing:.1f} %){loss}."
     ]
+
+
+def vision_language_lines(model: VisionLanguageModel, metrics: Mapping[str, Any]) -> list[str]:
+    """The result of a captioning run, and three validation images' captions beside what the model writes.
+
+    Args:
+        model: The model after a validation.
+        metrics: `trainer.callback_metrics`, or any mapping with `caption_accuracy`.
+
+    Example:
+        >>> from lit_opt.workloads import VisionLanguageModel
+        >>> model = VisionLanguageModel(vision_width=8, width=16, layers=1, heads=2)
+        >>> model.shown = [("a mono digit 7", "a mono digit 1")]
+        >>> for line in vision_language_lines(model, {"caption_accuracy": 0.25, "val_loss": 0.2}):
+        ...     print(line)
+        Validation: 25.0 % of the captions without a mistake, loss 0.200.
+          is:      a mono digit 7
+          written: a mono digit 1
+    """
+    lines = []
+    if "caption_accuracy" in metrics:
+        loss = f", loss {float(metrics['val_loss']):.3f}" if "val_loss" in metrics else ""
+        right = 100 * float(metrics["caption_accuracy"])
+        lines.append(f"Validation: {right:.1f} % of the captions without a mistake{loss}.")
+    for true, written in model.shown[:3]:
+        lines += [f"  is:      {true}", f"  written: {written}"]
+    return lines
 
 
 def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str | Path) -> Path:

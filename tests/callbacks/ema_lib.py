@@ -99,6 +99,4 @@ def read(path: str | Path) -> dict[str, Any]:
 
 
 # Lightning 2.6 lets a caller ask for the safe way to load; earlier ones decide by the version of torch.
-SAFE: dict[str, Any] = (
-    {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}
-)
+SAFE: dict[str, Any] = {"weights_only": True} if "weights_only" in inspect.signature(pl.Trainer.fit).parameters else {}

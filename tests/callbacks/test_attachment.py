@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_opt import Recipe
 from lit_opt.errors import RecipeError
-from tests.callbacks.modules import Manual, Net, OwnSGD, fit, loader, names_of, trainer
+from tests.callbacks.modules import Manual, Net, OwnSGD, callbacks_of, fit, loader, names_of, trainer
 
 
 def decorated(function: Any) -> Any:
@@ -65,7 +65,7 @@ def test_compiled_module_and_submodule() -> None:
     module.net = torch.compile(module.net, backend="eager")  # type: ignore[assignment]
     fit(module, inner, max_steps=2)
     assert inner.run is not None
-    assert [r.name for r in inner.run.groups.rows()][0] == "net.0.weight"
+    assert next(r.name for r in inner.run.groups.rows()) == "net.0.weight"
     assert inner.run.group_names[0]["params"] == ["net.0.weight", "net.3.weight"]
 
 
@@ -74,7 +74,7 @@ def test_attach_adds_the_recipe_through_configure_callbacks() -> None:
     module = recipe.attach(Net())
     t = fit(module, None)
     assert names_of(recipe) == ["decay", "no_decay"]
-    assert recipe in t.callbacks
+    assert recipe in callbacks_of(t)
 
 
 def test_attach_keeps_the_modules_own_callbacks() -> None:
@@ -86,7 +86,7 @@ def test_attach_keeps_the_modules_own_callbacks() -> None:
             return Marker()
 
     t = fit(Recipe("llm").attach(WithCallback()), None)
-    assert any(isinstance(c, Marker) for c in t.callbacks)
+    assert any(isinstance(c, Marker) for c in callbacks_of(t))
 
 
 def test_inside_ones_own_method_with_the_recipe_as_callback() -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lit_opt import ClipSpec, Recipe
 from lit_opt.callbacks.clipping import clip_gradients
@@ -43,7 +44,7 @@ class Norms(Net):
 
 
 class ManualNorms(Norms, Manual):
-    training_step = Manual.training_step  # type: ignore[assignment]
+    training_step = Manual.training_step
 
 
 def test_equals_torchs_own_clipping() -> None:
@@ -144,3 +145,23 @@ def test_the_modules_own_method_is_kept(caplog: Any) -> None:
     assert caplog.text.count("configure_gradient_clipping is kept") == 1
     with pytest.raises(RecipeError, match="has its own configure_gradient_clipping"):
         fit(OwnClip(), Recipe("llm", clip=1.0))
+
+
+class DeepSpeedStrategy(SingleDeviceStrategy):
+    """DeepSpeed itself needs a GPU: it reads the Trainer's value in strategy.setup and clips by itself."""
+
+    def __init__(self) -> None:
+        super().__init__(device="cpu")
+        self.value: float | None = None
+
+    def setup(self, trainer: Any) -> None:
+        self.value = trainer.gradient_clip_val
+        super().setup(trainer)
+
+
+def test_deepspeed_is_given_the_trainers_value_for_the_length_of_the_run() -> None:
+    strategy = DeepSpeedStrategy()
+    t = fit(Norms(), Recipe("llm", clip=LIMIT), strategy=strategy)
+    assert strategy.value == LIMIT and t.gradient_clip_val is None
+    with pytest.raises(RecipeError, match="DeepSpeed clips by the global norm only"):
+        fit(Norms(), Recipe("llm", clip=ClipSpec(limit=0.1, kind="value")), strategy=DeepSpeedStrategy())

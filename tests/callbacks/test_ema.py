@@ -307,16 +307,12 @@ def test_modules_that_cannot_be_copied_or_are_unusual(kind, tmp_path):
     assert same(weights(other), averages(ema))
 
 
-@pytest.mark.parametrize(
-    ("dtype", "offload"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)]
-)
+@pytest.mark.parametrize(("dtype", "offload"), [(torch.float32, False), (torch.float32, True), (torch.bfloat16, False)])
 def test_an_update_allocates_nothing(dtype, offload):
     net = nn.Sequential(*[nn.Linear(32, 32) for _ in range(10)]).to(dtype)
     shadow = Averages(net, offload)
     shadow.update(0.9)
-    with torch.profiler.profile(
-        activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True
-    ) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         for _ in range(3):
             shadow.update(0.9)
     allocated = [event for event in profile.events() if event.cpu_memory_usage > 0]

@@ -41,10 +41,12 @@ class SaveAt(pl.Callback):
         {"precision": "bf16-true"},
         {"precision": "bf16-true", "checkpoint": "ema"},
         {"precision": "bf16-mixed"},
-        {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]},
+        pytest.param(
+            {"plugins": [MixedPrecision("16-mixed", "cpu", scaler=torch.amp.GradScaler("cpu"))]}, id="16-mixed"
+        ),
         {"precision": "64-true"},
     ],
-    ids=str,
+    ids=lambda options: ",".join(f"{k}={v}" for k, v in options.items() if k != "plugins") or "default",
 )
 @pytest.mark.parametrize("early", [False, True])
 def test_resume_is_bit_exact(options, early, tmp_path):

@@ -19,7 +19,8 @@ from tests.callbacks.modules import Endless, Manual, Net, fit, loader, snapshot,
 
 def linear(**kwargs: Any) -> Recipe:
     """Falls by one equal part a step, to 0 at the end."""
-    return Recipe("llm", **({"lr": 1.0, "warmup": 0, "decay": DecaySpec(kind="linear", final=0.0)} | kwargs))
+    given: dict[str, Any] = {"lr": 1.0, "warmup": 0, "decay": DecaySpec(kind="linear", final=0.0)}
+    return Recipe("llm", **(given | kwargs))
 
 
 def endless() -> DataLoader[Any]:
@@ -121,7 +122,10 @@ def test_a_warmup_as_long_as_the_run() -> None:
 
 def test_the_batch_is_read_off_the_loader() -> None:
     assert loader_batch_size(loader(batch_size=8)) == 8
-    assert loader_batch_size(DataLoader(tensors(), batch_sampler=BatchSampler(SequentialSampler(tensors()), 5, False))) == 5
+    assert (
+        loader_batch_size(DataLoader(tensors(), batch_sampler=BatchSampler(SequentialSampler(tensors()), 5, False)))
+        == 5
+    )
     assert loader_batch_size([loader(), loader()]) is None
     for kwargs in ({"max_epochs": 1}, {"max_steps": 3}):
         recipe = Recipe("cnn")

@@ -14,7 +14,7 @@ from torch import nn
 
 from lit_opt import GroupRule, Recipe
 from lit_opt.errors import RecipeError
-from tests.callbacks.modules import QUIET, Manual, ManualOwn, Net, OwnSGD, fit, loader, snapshot, trainer
+from tests.callbacks.modules import QUIET, Manual, ManualOwn, Net, OwnSGD, callbacks_of, fit, loader, snapshot, trainer
 
 
 class OwnWithSchedule(Net):
@@ -27,7 +27,7 @@ class OwnWithSchedule(Net):
 def test_replace_is_the_default_and_says_so_in_one_line(caplog: Any) -> None:
     for existing in (None, "replace"):
         caplog.clear()
-        recipe = Recipe("llm", existing=existing)  # type: ignore[arg-type]
+        recipe = Recipe("llm", existing=existing)
         with caplog.at_level(logging.INFO):
             t = fit(OwnSGD(), recipe)
         assert t.optimizers[0] is recipe.optimizer
@@ -58,7 +58,7 @@ def test_error_refuses() -> None:
 
 
 def test_manual_optimization_never_replaces_silently() -> None:
-    with pytest.raises(RecipeError, match="optimizes manually.*existing='keep'"):
+    with pytest.raises(RecipeError, match=r"optimizes manually.*existing='keep'"):
         fit(ManualOwn(), Recipe("llm"))
     assert isinstance(fit(ManualOwn(), Recipe("llm", existing="keep")).optimizers[0], torch.optim.SGD)
     module, recipe = ManualOwn(), Recipe("llm", existing="replace", lr=1.0, warmup=0, decay="linear")
@@ -96,14 +96,14 @@ def test_two_recipes() -> None:
 def test_attached_and_given_to_the_trainer_is_one_recipe() -> None:
     recipe = Recipe("llm")
     t = fit(recipe.attach(Net()), recipe)
-    assert t.callbacks.count(recipe) == 1 and t.optimizers[0] is recipe.optimizer
+    assert callbacks_of(t).count(recipe) == 1 and t.optimizers[0] is recipe.optimizer
 
 
 @pytest.mark.parametrize("scheduler", [[], ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]])
 def test_a_command_line_optimizer(monkeypatch: pytest.MonkeyPatch, scheduler: list[str]) -> None:
     defaults = QUIET | {"max_steps": 2, "callbacks": [Recipe("llm")]}
     monkeypatch.setattr(sys, "argv", ["x", "fit", "--optimizer=SGD", "--optimizer.lr=0.1", *scheduler])
-    with pytest.raises(RecipeError, match="LightningCLI --optimizer.*Remove"):
+    with pytest.raises(RecipeError, match=r"LightningCLI --optimizer.*Remove"):
         LightningCLI(BoringModel, save_config_callback=None, trainer_defaults=defaults)
     monkeypatch.setattr(sys, "argv", ["x", "fit"])
     recipe = Recipe("llm")

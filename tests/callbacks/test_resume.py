@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import seed_everything
 
 from lit_opt import Recipe
 from tests.callbacks.modules import Net, SaveAt, StatefulLoader, fit, loader
@@ -27,6 +26,12 @@ class Draws(Net):
         return super().training_step(batch, batch_idx)
 
 
+def seed(n: int) -> None:
+    random.seed(n)
+    np.random.seed(n)
+    torch.manual_seed(n)
+
+
 def recipe(**kwargs: Any) -> Recipe:
     return Recipe("llm", **({"lr": 1e-2, "warmup": 8} | kwargs))
 
@@ -36,12 +41,12 @@ def straight_and_resumed(
 ) -> tuple[Any, ...]:
     """Run to the end; run with a save at `step`; resume from it. Returns both modules, recipes and loaders."""
     kwargs = {"max_epochs": 3} | kwargs
-    seed_everything(1, verbose=False)
+    seed(1)
     whole, first_recipe, whole_data = Draws(), recipe(), make_data()
     saver = SaveAt(path, step, where)
     fit(whole, first_recipe, saver, data=whole_data, val_dataloaders=val, **kwargs)
     assert saver.done
-    seed_everything(2, verbose=False)
+    seed(2)
     rest, second_recipe, rest_data = Draws(), recipe(), make_data()
     fit(rest, second_recipe, data=rest_data, val_dataloaders=val, ckpt_path=path, **kwargs)
     return whole, rest, first_recipe, second_recipe, whole_data, rest_data

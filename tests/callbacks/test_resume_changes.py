@@ -194,3 +194,31 @@ def test_keep_still_restores_data_and_random_states(tmp_path: Path) -> None:
     t.fit(rest, rest_data, ckpt_path=tmp_path / "c.ckpt")
     assert len(rest_data.given) == 3
     assert rest_data.given[0] not in data.given
+
+
+def test_another_optimizer_cannot_continue_the_state(checkpoint: Path) -> None:
+    other = Recipe("llm", optimizer=torch.optim.RMSprop, lr=1e-2, weight_decay=0.1, on_resume="config", total_steps=8)
+    with pytest.raises(RecipeError, match=r"the state of 'adamw', which 'torch.optim.rmsprop.RMSprop' cannot continue"):
+        resume(checkpoint, other)
+
+
+def test_another_number_of_processes_is_named_in_one_line(checkpoint: Path, tmp_path: Path, caplog: Any) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["lit_opt"]["rng"] *= 2
+    torch.save(content, tmp_path / "two.ckpt")
+    with caplog.at_level(logging.INFO):
+        resume(tmp_path / "two.ckpt", Recipe("llm", **OLD))
+    assert caplog.text.count("random states of 2 processes") == 1
+
+
+def test_a_finished_run_has_nothing_left_to_do(checkpoint: Path) -> None:
+    module = resume(checkpoint, Recipe("llm", **OLD), max_steps=4)
+    assert module.seen == [] and "configure_optimizers" not in vars(module)
+
+
+def test_an_algorithm_that_moved_under_the_same_group_name(checkpoint: Path, tmp_path: Path) -> None:
+    content = torch.load(checkpoint, weights_only=True)
+    content["lit_opt"]["groups"][0]["algorithm"] = "lion"
+    torch.save(content, tmp_path / "moved.ckpt")
+    with pytest.raises(RecipeError, match=r"2 in another group or with another algorithm \(net\.0\.weight"):
+        resume(tmp_path / "moved.ckpt", Recipe("llm", **OLD))
