@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
-from lit_opt.optim.matrix.groups import complete_group
+from lit_opt.optim.matrix.groups import complete_group, group_label
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
@@ -161,6 +161,14 @@ class MatrixOptimizer(Optimizer):
 
     def _prepare(self, group: Group, params: list[Tensor], mixes: dict[Tensor, tuple[Tensor | None, float]]) -> None:
         """Stages 1 and 2, and the decay, for all matrices of a group."""
+        sparse = [tuple(param.shape) for param in params if param.grad is not None and param.grad.is_sparse]
+        if sparse:
+            raise RecipeError(
+                [
+                    f"{group_label(group)}the parameter of shape {sparse[0]} has a sparse gradient, and a matrix method "
+                    f"needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
+                ]
+            )
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             if "momentum_buffer" not in state:

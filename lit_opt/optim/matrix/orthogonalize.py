@@ -130,7 +130,11 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
     # bfloat16 products into transposed strides are a thousand times slower on a CPU.
     x = x.to(dtype, memory_format=torch.contiguous_format)
     x = x if x.is_contiguous() else x.contiguous()
-    x = _exact(x) if preset == "svd" else newton_schulz(x, coefficients(preset, ns_steps), gram=(preset, dtype) not in _NO_GRAM)
+    x = (
+        _exact(x)
+        if preset == "svd"
+        else newton_schulz(x, coefficients(preset, ns_steps), gram=(preset, dtype) not in _NO_GRAM)
+    )
     return x.mT if tall else x
 
 

@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 from lit_opt.shards import is_sharded
@@ -92,9 +91,6 @@ def make_plan(
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
 
-    Raises:
-        RecipeError: A sparse gradient.
-
     Example:
         >>> import torch
         >>> params = [torch.ones(4, 3, requires_grad=True) for _ in range(2)]
@@ -105,14 +101,6 @@ def make_plan(
     """
     buckets: dict[tuple[Any, ...], list[_Piece]] = defaultdict(list)
     for index, (group, params) in enumerate(zip(groups, active, strict=True)):
-        sparse = [tuple(p.shape) for p in params if p.grad is not None and p.grad.layout != torch.strided]
-        if sparse:
-            raise RecipeError(
-                [
-                    f"groups[{index}]: the parameter of shape {sparse[0]} has a sparse gradient, and a matrix method "
-                    f"needs whole ones. Give it to AdamW with sparse=False in its embedding."
-                ]
-            )
         for members in _stacks(group, params):
             for piece in _pieces(members, group, index):
                 dtype = torch.promote_types(members[0].dtype, torch.float32)
