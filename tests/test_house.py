@@ -259,6 +259,7 @@ WITHOUT_EXAMPLE = {
     },
     "lit_opt/listing.py": {"listing_tables"},
     "lit_opt/group_placement.py": {"ParamRow", "Placed", "match_rules", "place"},
+    "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
     "lit_opt/optim/schema.py": {"OptimizerRow"},
     "lit_opt/overrides.py": {"plain", "is_real", "is_whole", "is_number"},
     "lit_opt/param_groups.py": {"GroupSummary", "ParamGroups"},

@@ -67,6 +67,10 @@ class Stages:
         normalise: (P(G), rows, group) -> None, in place, with P(G) of shape (count, rows, cols) and the second moments
             `rows` of shape (count, rows, 1), in place as well. None for none.
         options: The method's group options that all matrices of one call must share.
+
+    Example:
+        >>> Stages().momentum is averaged
+        True
     """
 
     estimate: Callable[[Group, Sequence[Tensor], States], list[Tensor]] = own_gradient
@@ -76,7 +80,21 @@ class Stages:
 
 
 class MatrixOptimizer(Optimizer):
-    """Base of Muon, NorMuon, MarsM and Teon; they have the arguments and examples."""
+    """Base of Muon, NorMuon, MarsM and Teon, which have the arguments. A subclass names itself and its stages.
+
+    Args:
+        params: Tensors, (name, tensor) pairs or group dicts.
+        defaults: The method's options for groups that do not have them.
+        fallback: lr, betas, eps and weight_decay of the AdamW part.
+
+    Raises:
+        RecipeError: An option that does not fit the parameters.
+
+    Example:
+        >>> from lit_opt.optim import Muon, NorMuon
+        >>> Muon.stages.normalise is None, NorMuon.stages.normalise.__name__
+        (True, 'normalised_rows')
+    """
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()

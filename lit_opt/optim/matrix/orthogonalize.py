@@ -224,7 +224,7 @@ def orthogonalization_flops(rows: int, cols: int, ns_steps: int) -> int:
 
     Example:
         >>> orthogonalization_flops(768, 3072, 5)
-        45298483200
+        40768634880
     """
     short, long = min(rows, cols), max(rows, cols)
     return ns_steps * (4 * short * short * long + 2 * short**3)

@@ -50,7 +50,7 @@ def update_rms(lr: float, scale: str, rows: int, cols: int) -> float:
 
     Example:
         >>> f"{update_rms(0.02, 'original', 1024, 1024):.1e}", f"{update_rms(3e-4, 'match_rms_adamw', 1024, 1024):.1e}"
-        ('6.2e-04', '6.0e-05')
+        ('6.3e-04', '6.0e-05')
     """
     return lr * scale_factor(scale, rows, cols) / math.sqrt(max(rows, cols))
 
@@ -71,7 +71,7 @@ def check_units(base: Mapping[str, Any], given: Mapping[str, Any], *, where: str
         >>> check_units(recipe, {"scale": "match_rms_adamw", "lr": 3e-4, "weight_decay": 0.1})
         []
         >>> print(check_units(recipe, {"scale": "match_rms_adamw"})[0])
-        scale: 'match_rms_adamw' takes AdamW's learning rates, but lr=0.02 and weight_decay=0.01 belong to scale 'original' (Muon's). The update lr * 0.2 sqrt(max(rows, cols)) * P(G) would have an RMS of 4.0e-03 a step at 1024 x 1024, against 6.2e-04 for lr * sqrt(max(1, rows / cols)) * P(G). Give lr and weight_decay with scale.
+        scale: 'match_rms_adamw' takes AdamW's learning rates, but lr=0.02 and weight_decay=0.01 belong to scale 'original' (Muon's). The update lr * 0.2 sqrt(max(rows, cols)) * P(G) would have an RMS of 4.0e-03 a step at 1024 x 1024, against 6.3e-04 for lr * sqrt(max(1, rows / cols)) * P(G). Give lr and weight_decay with scale.
     """
     old, new = base.get("scale"), given.get("scale", base.get("scale"))
     if old not in UNITS or new not in UNITS or UNITS[old] == UNITS[new]:

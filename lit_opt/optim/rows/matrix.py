@@ -5,6 +5,9 @@ lr, weight_decay and scale belong to one unit system, so the published values ca
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Literal
+
 from lit_opt.optim.matrix.coefficients import PRESETS
 from lit_opt.optim.matrix.scale import FORMULAS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
@@ -43,18 +46,13 @@ _MATCHED = Value(
 )
 
 
-def _published(transferred: str, lr: Value = _LR, **more: Value) -> Published:
+def _published(transferred: str, unit: Literal["samples", "tokens"], **more: Value) -> Published:
     """Muon's own values; `transferred` says where they come from if not from this setting."""
-    if transferred:
-        lr = Value(
-            lr.number,
-            unit=lr.unit,
-            range=lr.range,
-            common_practice=lr.common_practice,
-            source=f"{lr.source}; transferred from {transferred}, unverified",
-        )
+    lr = replace(_LR, source=f"{_LR.source}; transferred from {transferred}, unverified") if transferred else _LR
     values = {"momentum": _MOMENTUM, "scale": _ORIGINAL, **more}
-    return Published(lr=lr, weight_decay=_DECAY, reference_batch=None, rule="none", hyperparameters=values)
+    return Published(
+        lr=lr, weight_decay=_DECAY, reference_batch=None, rule="none", batch_unit=unit, hyperparameters=values
+    )
 
 
 _BETA2 = Value(
@@ -78,6 +76,7 @@ _MARS_M = Published(
     ),
     reference_batch=None,
     rule="none",
+    batch_unit="tokens",
     hyperparameters={
         "momentum": Value(
             0.95,
@@ -123,9 +122,9 @@ ROWS = (
         hyperparameters=_MUON,
         choices=_CHOICES,
         settings={
-            "llm": _published(""),
+            "llm": _published("", "tokens"),
             "cnn": _published(
-                "KellerJordan/Muon's language models; airbench has 0.24 with momentum 0.6 at 2000 images"
+                "KellerJordan/Muon's language models; airbench has 0.24 with momentum 0.6 at 2000 images", "samples"
             ),
         },
         matrix=True,
@@ -141,7 +140,7 @@ ROWS = (
         evidence="1B+, open source",
         hyperparameters={**_MUON, "beta2": 0.95, "eps": 1e-10},
         choices=_CHOICES,
-        settings={"llm": _published("muon", beta2=_BETA2)},
+        settings={"llm": _published("muon", "tokens", beta2=_BETA2)},
         matrix=True,
         group_options=_GROUP_OPTIONS,
     ),
