@@ -1,0 +1,230 @@
+"""The nearest orthogonal matrix (polar factor) of each matrix of a batch, by Newton-Schulz or by decomposition.
+
+Paths, all equal up to rounding (tests/optim/matrix/test_orthogonalize.py):
+- standard: X <- aX + (b XX' + c (XX')^2) X, three products a step.
+- Gram: from twice as wide as high, the same iteration on the small matrix XX' (Dao-AILab's Gram-Newton-Schulz). It
+  loses precision with each step, so it starts anew from X: before steps 1, 3, ... (from 0) in bfloat16 and before 2,
+  5, ... otherwise. So it is as accurate as the standard path on every spectrum tried. Without restarts float32
+  is off by 3e-3; in bfloat16 polar_express leaves singular values up to 500 with restarts before 2 and 4.
+- On a CPU, symmetric products from 256 rows up are computed by blocks, each mirrored block once.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from lit_opt.errors import RecipeError, nearest
+from lit_opt.optim.matrix.coefficients import PRESETS, SAFETY, Triple, check_preset, coefficients
+
+DTYPES = ("auto", "bfloat16", "float32", "float64")
+_BLOCKED_FROM = 256
+_GRAM_FROM_RATIO = 2
+_BFLOAT16_FROM = 128
+# Leaves singular values up to 40: its polynomials are steep beyond their interval, where rounding leads.
+_NO_GRAM = {("polar_express_paper", torch.bfloat16)}
+# dtype -> (steps between two restarts, the first one).
+_RESTARTS = {torch.bfloat16: (2, 1), torch.float32: (3, 2), torch.float64: (3, 2)}
+
+
+@torch.no_grad()
+def orthogonalize(matrices: Tensor, preset: str = "polar_express", ns_steps: int = 5, ns_dtype: str = "auto") -> Tensor:
+    """The polar factor U V' of each matrix U S V', or what a few Newton-Schulz steps make of it.
+
+    Args:
+        matrices: (..., rows, cols), any real floating dtype. Not written to. Only directions matter: a factor of 1e-30
+            or 1e30 changes nothing. A zero matrix gives zeros, a matrix with a NaN gives NaN and leaves the others.
+        preset: "polar_express" (arXiv:2505.16932, as dion and modded-nanogpt have it), "polar_express_paper" (the
+            paper's own list), "jordan" (KellerJordan/Muon, torch), "quintic" (dion, timm), or "svd" (exact).
+        ns_steps: Iterations; for svd of no effect.
+        ns_dtype: What the iteration computes in, see `compute_dtype`.
+
+    Returns:
+        (..., rows, cols) in the dtype of `matrices`.
+
+    Raises:
+        RecipeError: An unknown preset or dtype, or a combination that can leave singular values above 1.25.
+
+    Example:
+        >>> import torch
+        >>> q = orthogonalize(torch.diag(torch.tensor([3.0, 2.0, 1.0])), "svd")
+        >>> bool(torch.allclose(q, torch.eye(3), atol=1e-6))
+        True
+    """
+    problems = []
+    if preset not in PRESETS:
+        problems.append(f"orthogonalize: {preset!r} is unknown.{nearest(preset, PRESETS)} Known: {', '.join(PRESETS)}.")
+    if ns_dtype not in DTYPES:
+        problems.append(f"ns_dtype: {ns_dtype!r} is unknown.{nearest(ns_dtype, DTYPES)} Known: {', '.join(DTYPES)}.")
+    problems = problems or check_preset(preset, ns_steps, ns_dtype)
+    if problems:
+        raise RecipeError(problems)
+    batch = matrices.reshape(math.prod(matrices.shape[:-2]), *matrices.shape[-2:])
+    working = torch.promote_types(matrices.dtype, torch.float32)
+    dtype = compute_dtype(preset, ns_dtype, working, matrices.device, min(matrices.shape[-2:]))
+    batch = batch.to(working, copy=True)
+    return orthogonalize_(batch, preset, ns_steps, dtype).to(matrices.dtype).reshape(matrices.shape)
+
+
+def compute_dtype(preset: str, ns_dtype: str, working: torch.dtype, device: torch.device, side: int) -> torch.dtype:
+    """What the iteration computes in. "auto" never depends on timing, so that a resume repeats it.
+
+    Args:
+        preset: As in `orthogonalize`.
+        ns_dtype: "auto" is float64 for float64 matrices; else bfloat16 where the hardware multiplies it natively (CUDA
+            from Ampere; CPUs with AVX512-BF16 or AMX, there from 128 rows on); else float32. float16 is never used:
+            it overflows, and CPUs emulate it.
+        working: float32 or float64, the dtype of the matrices.
+        device: Where they are.
+        side: The smaller of rows and columns.
+
+    Example:
+        >>> import torch
+        >>> compute_dtype("polar_express", "auto", torch.float64, torch.device("cpu"), 512)
+        torch.float64
+    """
+    if ns_dtype != "auto":
+        return {"bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}[ns_dtype]
+    if working == torch.float64 or preset == "svd":
+        return working
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return torch.bfloat16
+    return torch.bfloat16 if device.type == "cpu" and side >= _BFLOAT16_FROM and _native_bfloat16() else working
+
+
+def _native_bfloat16() -> bool:
+    cpu = torch.cpu
+    probes = (getattr(cpu, name, None) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return any(probe is not None and probe() for probe in probes)
+
+
+def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype) -> Tensor:
+    """`orthogonalize` without checks, which uses `batch` as scratch.
+
+    Args:
+        batch: (count, rows, cols), contiguous float32 or float64; its contents are lost.
+        preset: As in `orthogonalize`.
+        ns_steps: As in `orthogonalize`.
+        dtype: What to compute in.
+
+    Returns:
+        (count, rows, cols) in `dtype`, perhaps with transposed strides.
+
+    Example:
+        >>> import torch
+        >>> orthogonalize_(torch.zeros(1, 2, 3), "jordan", 5, torch.float32).abs().sum()
+        tensor(0.)
+    """
+    if batch.numel() == 0:
+        return batch.to(dtype)
+    tall = batch.size(-2) > batch.size(-1)
+    x = batch.mT if tall else batch
+    # Two divisions, by the largest entry and then by the norm, so that no square overflows or vanishes.
+    largest = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True)
+    x.div_(largest.where(largest > 0, 1.0))
+    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
+    # Not below 1 unless the matrix is zero: the largest entry is 1 now. maximum passes NaN on, clamp_min too.
+    x.div_(norm.clamp_min(1.0).mul_(SAFETY.get(preset, 1.0)))
+    # bfloat16 products into transposed strides are a thousand times slower on a CPU.
+    x = x.to(dtype, memory_format=torch.contiguous_format)
+    x = x if x.is_contiguous() else x.contiguous()
+    x = (
+        _exact(x)
+        if preset == "svd"
+        else newton_schulz(x, coefficients(preset, ns_steps), gram=(preset, dtype) not in _NO_GRAM)
+    )
+    return x.mT if tall else x
+
+
+def newton_schulz(x: Tensor, triples: tuple[Triple, ...], *, gram: bool = True) -> Tensor:
+    """Iterate on (count, rows, cols) with rows <= cols and singular values in [0, 1], by the fastest path.
+
+    `gram` allows the Gram path.
+
+    Example:
+        >>> import torch
+        >>> newton_schulz(torch.eye(2)[None] / 2, ((1.5, -0.5, 0.0),) * 6)[0, 0, 0].round(decimals=4)
+        tensor(1.)
+    """
+    count, rows, cols = x.shape
+    iterate = _gram if gram and cols >= _GRAM_FROM_RATIO * rows else _standard
+    if x.device.type == "cpu" and rows >= _BLOCKED_FROM:
+        for index in range(count):
+            x[index] = iterate(x[index], triples)
+        return x
+    return iterate(x, triples)
+
+
+def _standard(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
+    for a, b, c in triples:
+        gram = _symmetric(x, x.mT)
+        x = _add_product(x, _symmetric(gram, gram, gram, b, c), x, a)
+    return x
+
+
+def _gram(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
+    """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Z and Q are symmetric and commute."""
+    period, first = _RESTARTS[x.dtype]
+    restarts = range(first, len(triples), period)
+    r, q = _symmetric(x, x.mT), None
+    for step, (a, b, c) in enumerate(triples):
+        if step in restarts and q is not None:
+            x = q @ x
+            r, q = _symmetric(x, x.mT), None
+        z = _symmetric(r, r, r, b, c)
+        if q is None:
+            q = z.clone()
+            q.diagonal(dim1=-2, dim2=-1).add_(a)
+        else:
+            q = _symmetric(q, z, q, a)
+        if step + 1 < len(triples) and step + 1 not in restarts:
+            rz = _symmetric(r, z, r, a)
+            r = _symmetric(rz, z, rz, a)
+    return x if q is None else q @ x
+
+
+def _add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
+    return (torch.addmm if c.ndim == 2 else torch.baddbmm)(c, a, b, beta=beta, alpha=alpha)
+
+
+def _symmetric(
+    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, levels: int = 2
+) -> Tensor:
+    """The product beta c + alpha a b, known to be symmetric up to rounding; large ones by blocks: 5/8 of the work.
+
+    Rounding matters: a b' in place of a b, with b symmetric but for bfloat16, leaves singular values up to 2e4.
+    """
+    rows = a.size(-2)
+    if a.ndim == 3 or levels == 0 or rows < _BLOCKED_FROM:
+        return a @ b if c is None else _add_product(c, a, b, beta, alpha)
+    half = rows // 2
+    low, high = slice(None, half), slice(half, None)
+    out = a.new_empty(rows, rows)
+    for part in (low, high):
+        corner = None if c is None else c[part, part]
+        out[part, part] = _symmetric(a[part], b[:, part], corner, beta, alpha, levels - 1)
+    side = a[high] @ b[:, low] if c is None else _add_product(c[high, low], a[high], b[:, low], beta, alpha)
+    out[high, low] = side
+    out[low, high] = side.mT
+    return out
+
+
+def _exact(x: Tensor) -> Tensor:
+    """U V' over the singular values that are not rounding: a partial isometry where the rank is lower."""
+    finite = torch.isfinite(x).all(dim=-1, keepdim=True).all(dim=-2, keepdim=True)
+    u, s, vh = torch.linalg.svd(x.where(finite, 0.0), full_matrices=False)
+    kept = s > s[..., :1] * max(x.shape[-2:]) * torch.finfo(x.dtype).eps
+    return ((u * kept.to(x.dtype)[..., None, :]) @ vh).where(finite, torch.nan)
+
+
+def orthogonalization_flops(rows: int, cols: int, ns_steps: int) -> int:
+    """Floating-point operations of the standard iteration for one matrix: what work is balanced by.
+
+    Example:
+        >>> orthogonalization_flops(768, 3072, 5)
+        40768634880
+    """
+    short, long = min(rows, cols), max(rows, cols)
+    return ns_steps * (4 * short * short * long + 2 * short**3)
