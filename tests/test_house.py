@@ -47,8 +47,8 @@ ONLY = {
     ("optim", "recipes"): {"lit_opt.recipes.schema"},
     ("optim", "averaging"): {"lit_opt.averaging.shards"},
     ("param_groups", "optim"): {"lit_opt.optim.registry"},
-    ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema"},
-    ("resolve", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.check"},
+    ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema", "lit_opt.optim.matrix.scale"},
+    ("resolve", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.check", "lit_opt.optim.matrix.scale"},
     ("resolve", "recipes"): {"lit_opt.recipes.schema", "lit_opt.recipes.common"},
 }
 
@@ -234,7 +234,7 @@ WITHOUT_EXAMPLE = {
         "optimizer_markdown",
     },
     "lit_opt/explain/listing.py": {"listing_tables"},
-    "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "place"},
+    "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "misplaced", "place"},
     "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
     "lit_opt/optim/schema.py": {"OptimizerRow"},
     "lit_opt/resolve/overrides.py": {"plain", "is_real", "is_whole", "is_number"},

@@ -32,7 +32,12 @@ _IMAGE_CHANNELS = 4
 
 @dataclass(frozen=True, slots=True)
 class Ends:
-    """Parameter name -> why it is a head or a stem."""
+    """Parameter name -> why it is a head or a stem.
+
+    Example:
+        >>> Ends(heads={"fc.weight": "head (fc)"}, stems={}).heads["fc.weight"]
+        'head (fc)'
+    """
 
     heads: Mapping[str, str]
     stems: Mapping[str, str]
@@ -51,7 +56,9 @@ def find_ends(modules: Mapping[str, nn.Module]) -> Ends:
         >>> dict(ends.stems), dict(ends.heads)
         ({'0.weight': 'stem, it reads 3 channels'}, {'3.weight': 'head, the last layer'})
     """
-    path_of = {id(module): path for path, module in reversed(modules.items())}
+    path_of: dict[int, str] = {}
+    for path, module in modules.items():
+        path_of.setdefault(id(module), path)
     return Ends(heads=_heads(modules, path_of), stems=_stems(modules))
 
 
@@ -83,7 +90,7 @@ def _is_named_head(path: str, modules: Mapping[str, nn.Module]) -> bool:
         return False
     if name == "fc":
         parent = [layer for layer, _ in _layers_in(".".join(above), modules)]
-        return bool(above) and parent[-1:] == [path]
+        return parent[-1:] == [path]
     return bool(_HEAD.search(name))
 
 
@@ -93,7 +100,7 @@ def _declared(module: nn.Module, method: str) -> Iterator[nn.Module]:
         return
     try:
         result = declare()
-    except (AttributeError, NotImplementedError, TypeError):
+    except (AttributeError, RuntimeError, TypeError):
         return  # transformers' backbones inherit the method without an answer
     for item in result if isinstance(result, tuple | list) else (result,):
         if isinstance(item, nn.Module):

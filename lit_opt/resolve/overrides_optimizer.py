@@ -88,7 +88,7 @@ def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> 
     """
     kwargs = o.get("optimizer_kwargs", {})
     given = {key: o[key] for key in ("lr", "weight_decay") if key in o}
-    if isinstance(kwargs, Mapping) and "scale" in kwargs:
+    if isinstance(kwargs, Mapping) and isinstance(kwargs.get("scale"), str):
         given["scale"] = kwargs["scale"]
     if "base_lr" in o:
         given["lr"] = o["base_lr"]
@@ -178,7 +178,7 @@ def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
         return ""
     kwargs = o.get("optimizer_kwargs", {})
     scale = kwargs.get("scale") if isinstance(kwargs, Mapping) else None
-    scale = scale if scale in UNITS else row.hyperparameters["scale"]
+    scale = scale if isinstance(scale, str) and scale in UNITS else row.hyperparameters["scale"]
     like = "lr about 0.02, weight_decay 0.01" if UNITS[scale] == "Muon" else "those that AdamW would have"
     other = "match_rms_adamw" if UNITS[scale] == "Muon" else "original"
     return (
