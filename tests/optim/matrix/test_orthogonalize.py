@@ -152,8 +152,8 @@ def test_a_batch_equals_one_by_one(shape: tuple[int, int]):
 def test_auto_takes_the_dtype_of_the_matrices_unless_bfloat16_is_native(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(module, "_native_bfloat16", lambda: True)
-    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 128) == torch.bfloat16
-    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 127) == torch.float32
+    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 64) == torch.bfloat16
+    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 63) == torch.float32
     assert module.compute_dtype("svd", "auto", torch.float32, cpu, 512) == torch.float32
     assert module.compute_dtype("jordan", "auto", torch.float64, cpu, 512) == torch.float64
     monkeypatch.setattr(module, "_native_bfloat16", lambda: False)
