@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +22,7 @@ from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.scale import scale_factor
+from lit_opt.optim.matrix.sharing import shared, shares
 from lit_opt.shards import local, own_part
 
 Group = Mapping[str, Any]
@@ -102,16 +104,34 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
+    _group: Any = None
+    _processes: int = 1
 
     def __init__(self, params: Any, defaults: dict[str, Any], fallback: Mapping[str, Any] | None = None) -> None:
-        self._plan: list[Chunk] | None = None
-        self._plan_key: tuple[Any, ...] = ()
+        self._forget_plan()
         given = {f"fallback_{key}": value for key, value in (fallback or {}).items()}
         super().__init__(params, {"algorithm": self.name, "layout": None, **defaults, **given})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan, self._plan_key = None, ()
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
+        self._plan: list[Chunk] | None = None
+        self._plan_key: tuple[Any, ...] = ()
+
+    def share_work(self, group: Any = None) -> None:
+        """Let each process of a data-parallel run orthogonalise its share of the matrices.
+
+        Only for processes that hold the same weights and step on the same gradients, as under DDP; every one has to
+        call this, and after deepcopy and pickle again. Without it each process computes everything, with the same
+        result.
+
+        Args:
+            group: The process group; None for all processes.
+        """
+        self._group, self._processes = group, torch.distributed.get_world_size(group)
+        self._forget_plan()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are completed and checked.
@@ -157,8 +177,13 @@ class MatrixOptimizer(Optimizer):
             if matrices:
                 self._prepare(group, matrices, mixes)
         sharded: Whole = {}
-        for chunk in self._chunks(active):
-            self._apply(chunk, self._precondition(chunk, self._gather(chunk, mixes, sharded)), sharded)
+        for index, chunk in enumerate(self._chunks(active)):
+            batch = self._gather(chunk, mixes, sharded)
+            if self._processes > 1:
+                update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+            else:
+                update = self._precondition(chunk, batch)
+            self._apply(chunk, update, sharded)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -204,14 +229,15 @@ class MatrixOptimizer(Optimizer):
 
     def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
         """The plan, made anew only where the parameters with gradients or the options changed."""
-        shared = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
+        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
         layout = ("layout", "split_sizes", "num_heads", "stack")
         key = (
             tuple(id(param) for params in active for param in params),
-            tuple(str([group.get(option) for option in (*shared, *layout)]) for group in self.param_groups),
+            tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
         )
         if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = make_plan(self.param_groups, active, shared), key
+            self._plan, self._plan_key = make_plan(self.param_groups, active, agreed), key
+            self._shares = shares(self._plan, self._processes)
         return self._plan
 
     def _gather(self, chunk: Chunk, mixes: Mixes, sharded: Whole) -> Tensor:
