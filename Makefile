@@ -40,14 +40,14 @@ test-slow: $(VENV)/.dev
 
 $(OLDEST)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/python -m pip install --quiet "torch==2.9.*" "torchvision==0.24.*" "lightning==2.4.*" "pytest>=8" --editable .
+	$(OLDEST)/bin/python -m pip install --quiet "torch==2.9.*" "torchvision==0.24.*" "lightning==2.4.*" "pytorch-lightning==2.4.*" "pytest>=8" --editable .
 	@touch $@
 
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
 
 configs: $(VENV)/.workloads
-	$(PY) -m lit_opt.generate_configs
+	$(PY) -m lit_opt.commands.generate_configs
 
 benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.recipe_vs_default

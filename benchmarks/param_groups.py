@@ -12,8 +12,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lit_opt.param_groups import group_parameters, snapshot_parameters
-from tests.architectures import BUILDERS, build
-from tests.deciders import DECIDERS
+from tests.param_groups.architectures import BUILDERS, build
+from tests.param_groups.deciders import DECIDERS
 
 TITLES = {"timm": "timm", "hf": "HF Trainer", "ndim": "two dimensions"}
 INTRO = """# Who decays what

@@ -73,7 +73,11 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
         language_model,
         "val_bpb",
         {"max_steps": 450},
-        {"llm": {"name": "llm"}, "llm, lr 1e-3": {"name": "llm", "lr": 1e-3}},
+        {
+            "llm": {"name": "llm"},
+            "llm, lr 1e-3": {"name": "llm", "lr": 1e-3},
+            "llm, lr 2e-3, warmup 100": {"name": "llm", "lr": 2e-3, "warmup": 100},
+        },
     ),
     "cnn": (
         image_classifier,

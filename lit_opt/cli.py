@@ -100,7 +100,7 @@ def _dispatch(args: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
-        from lit_opt.shipped_configs import shipped_configs
+        from lit_opt.explain.shipped_configs import shipped_configs
 
         names = textwrap.wrap(", ".join(shipped_configs()), 70, break_on_hyphens=False)
         print(HELP.format(configs="\n         ".join(names)))
@@ -122,10 +122,10 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _fit(args: list[str]) -> int:
-    from lit_opt.fit_errors import expand_configs
+    from lit_opt.commands.fit_errors import expand_configs
 
     expanded = expand_configs(args)
-    from lit_opt.fit_cli import run  # torch and lightning: seconds
+    from lit_opt.commands.fit import run  # torch and lightning: seconds
 
     return run(expanded)
 
@@ -135,8 +135,8 @@ def list_(args: list[str]) -> int:
     parser = _parser("list", "Recipes and optimizers.", LIST_EXAMPLES)
     parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
     given = _parse(parser, args)
-    from lit_opt.explain_formats import to_json
-    from lit_opt.listing import listing, listing_tables
+    from lit_opt.explain.formats import to_json
+    from lit_opt.explain.listing import listing, listing_tables
 
     if given.format == "json":
         print(to_json(listing()))
@@ -178,7 +178,7 @@ def explain(args: list[str]) -> int:
     name, form, parameters = given.pop("name"), given.pop("format"), given.pop("parameters")
     overrides = {key: value for key, value in given.items() if value is not None}
 
-    from lit_opt.explain_verb import explain_name
+    from lit_opt.commands.explain import explain_name
 
     output = explain_name(name, overrides, parameters=parameters, form=form)
     if isinstance(output, str):

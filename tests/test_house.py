@@ -17,33 +17,11 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "lit_opt"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
-# A room is a folder, or files that belong together.
-ROOM_OF = {
-    **dict.fromkeys(
-        ("resolve", "resolve_lr", "resolve_schedule", "resolve_notes", "resolved", "overrides", "overrides_optimizer"),
-        "resolve",
-    ),
-    **dict.fromkeys(
-        (
-            "param_groups",
-            "group_placement",
-            "layer_depth",
-            "parameter_roles",
-            "parameter_snapshot",
-            "model_parts",
-            "adapters",
-        ),
-        "param_groups",
-    ),
-    **dict.fromkeys(("averaging", "shards"), "averaging"),
-    **dict.fromkeys(("show", "explain", "explain_formats", "listing", "recipe_yaml", "shipped_configs"), "show"),
-    **dict.fromkeys(
-        ("cli", "__main__", "explain_verb", "fit_cli", "fit_errors", "closing_report", "generate_configs"), "cli"
-    ),
-}
+# A room is a folder or a single file; these files belong to a folder's room.
+ROOM_OF = {"cli": "commands", "__main__": "commands"}
 
 _DATA = {"errors", "recipes"}
-_CORE = _DATA | {"schedules", "scaling", "optim", "averaging", "param_groups", "resolve", "show"}
+_CORE = _DATA | {"schedules", "scaling", "optim", "averaging", "param_groups", "resolve", "explain"}
 _ABOVE = _CORE | {"callbacks"}
 
 # Room -> the rooms it may import from, its own aside. Imports point one way.
@@ -56,36 +34,34 @@ MAY_IMPORT = {
     "optim": _DATA | {"averaging"},
     "param_groups": _DATA | {"optim"},
     "resolve": _DATA | {"optim", "schedules", "scaling"},
-    "show": _DATA | {"resolve", "optim"},
+    "explain": _DATA | {"resolve", "optim"},
     "callbacks": _CORE,
     "workloads": _ABOVE,
     "preflight": _ABOVE | {"workloads"},
     "comparison": _ABOVE | {"workloads"},
-    "cli": _ABOVE | {"workloads", "preflight", "comparison"},
+    "commands": _ABOVE | {"workloads", "preflight", "comparison"},
 }
 
 # Finer than rooms: from that room, these modules alone.
 ONLY = {
     ("optim", "recipes"): {"lit_opt.recipes.schema"},
-    ("optim", "averaging"): {"lit_opt.shards"},
+    ("optim", "averaging"): {"lit_opt.averaging.shards"},
     ("param_groups", "optim"): {"lit_opt.optim.registry"},
-    ("show", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema"},
+    ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema"},
     ("resolve", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.check"},
     ("resolve", "recipes"): {"lit_opt.recipes.schema", "lit_opt.recipes.common"},
 }
 
 # Imports inside a function against the direction of the table, and why.
 INSIDE_FUNCTIONS = {
-    ("lit_opt/param_groups.py", "lit_opt.resolve"): "group_parameters takes a recipe's name as well",
+    ("lit_opt/param_groups/groups.py", "lit_opt.resolve"): "group_parameters takes a recipe's name as well",
 }
 
-NO_TORCH = {"errors", "recipes", "schedules", "scaling", "resolve", "show"}
-LIGHTNING = {"callbacks", "workloads", "preflight", "comparison", "cli"}
+NO_TORCH = {"errors", "recipes", "schedules", "scaling", "resolve", "explain"}
+LIGHTNING = {"callbacks", "workloads", "preflight", "comparison", "commands"}
 
 LONGEST = 340
-LONGER = {
-    "lit_opt/callbacks/ema.py": "the callback in the order training happens, its docstring included",
-}
+LONGER: dict[str, str] = {}
 
 
 def relative(path):
@@ -187,9 +163,9 @@ def test_torch_and_lightning_stay_where_they_belong():
         "lit_opt",
         "lit_opt.recipes",
         "lit_opt.resolve",
-        "lit_opt.overrides",
-        "lit_opt.show",
-        "lit_opt.explain",
+        "lit_opt.resolve.overrides",
+        "lit_opt.explain.show",
+        "lit_opt.explain.values",
         "lit_opt.optim",
         "lit_opt.optim.registry",
         "lit_opt.optim.check",
@@ -237,18 +213,18 @@ def test_nothing_is_left_to_do():
 
 # Folders and rooms whose files are parts of something that tests run as a whole: inside a Trainer, in several
 # processes, or from a command line. What is public in them is named here.
-PARTS = {"callbacks": {"recipe", "ema"}, "cli": set()}
+PARTS: dict[str, set[str]] = {"callbacks": {"recipe", "ema"}, "commands": set()}
 
 
 def is_a_part(path):
     here = room(module_of(path))
-    return relative(path) == "lit_opt/shards.py" or (here in PARTS and path.stem not in PARTS[here])
+    return relative(path) == "lit_opt/averaging/shards.py" or (here in PARTS and path.stem not in PARTS[here])
 
 
 # One-line predicates, and frozen data whose fields are explained and that an example elsewhere shows.
 WITHOUT_EXAMPLE = {
-    "lit_opt/explain.py": {"Entry"},
-    "lit_opt/explain_formats.py": {
+    "lit_opt/explain/values.py": {"Entry"},
+    "lit_opt/explain/formats.py": {
         "recipe_text",
         "recipe_json",
         "to_json",
@@ -257,17 +233,17 @@ WITHOUT_EXAMPLE = {
         "optimizer_dict",
         "optimizer_markdown",
     },
-    "lit_opt/listing.py": {"listing_tables"},
-    "lit_opt/group_placement.py": {"ParamRow", "Placed", "match_rules", "place"},
+    "lit_opt/explain/listing.py": {"listing_tables"},
+    "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "place"},
     "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
     "lit_opt/optim/schema.py": {"OptimizerRow"},
-    "lit_opt/overrides.py": {"plain", "is_real", "is_whole", "is_number"},
-    "lit_opt/param_groups.py": {"GroupSummary", "ParamGroups"},
-    "lit_opt/parameter_roles.py": {"type_name"},
-    "lit_opt/parameter_snapshot.py": {"ParamInfo", "ParamSnapshot"},
+    "lit_opt/resolve/overrides.py": {"plain", "is_real", "is_whole", "is_number"},
+    "lit_opt/param_groups/groups.py": {"GroupSummary", "ParamGroups"},
+    "lit_opt/param_groups/roles.py": {"type_name"},
+    "lit_opt/param_groups/snapshot.py": {"ParamInfo", "ParamSnapshot"},
     "lit_opt/recipes/common.py": {"label_smoothing"},
     "lit_opt/recipes/schema.py": {"Scaling", "LearningRate", "Warmup", "Decay"},
-    "lit_opt/resolve_lr.py": {"BatchRule"},
+    "lit_opt/resolve/lr.py": {"BatchRule"},
     "lit_opt/workloads/image_data.py": {"CIFAR10", "ImageFolder"},
 }
 

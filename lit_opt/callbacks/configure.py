@@ -11,11 +11,11 @@ from torch.optim import Optimizer
 
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.optim import build
-from lit_opt.overrides_optimizer import class_keywords
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
-from lit_opt.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.overrides_optimizer import class_keywords
+from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
 @dataclass(kw_only=True)

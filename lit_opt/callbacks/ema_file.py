@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from lit_opt.averaging import Averages
+from lit_opt.averaging.shards import clean_name, gathered, is_sharded, reshard, write_into
 from lit_opt.errors import RecipeError
-from lit_opt.shards import clean_name, gathered, is_sharded, reshard, write_into
 
 META = "lit_opt_ema"
 # Where Lightning's ModelParallelStrategy puts everything but the shards (lightning.fabric,

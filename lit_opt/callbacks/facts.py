@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from lit_opt.errors import RecipeError
-from lit_opt.resolved import RunFacts
+from lit_opt.resolve.resolved import RunFacts
 
 
 def run_facts(trainer: Any, parameter_count: int) -> RunFacts:

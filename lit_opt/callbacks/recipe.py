@@ -19,11 +19,11 @@ from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
-from lit_opt.overrides import find_problems
 from lit_opt.param_groups import snapshot_parameters
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import preview
-from lit_opt.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.overrides import find_problems
+from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
 class Recipe(OwnsEMA):

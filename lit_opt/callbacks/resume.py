@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from lit_opt.errors import RecipeError
-from lit_opt.resolved import ResolvedRecipe
+from lit_opt.resolve.resolved import ResolvedRecipe
 from lit_opt.schedules import FIELDS_OF_KIND
 
 KEY = "lit_opt"

@@ -15,11 +15,11 @@ from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
+from lit_opt.explain.show import as_text, recipe_table
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
-from lit_opt.resolved import Provenance
-from lit_opt.show import as_text, recipe_table
+from lit_opt.resolve.resolved import Provenance
 
 if TYPE_CHECKING:
     from lit_opt.callbacks.recipe import Recipe

@@ -223,7 +223,7 @@ class PartSpec:
 
     Args:
         match: Glob, or several, over the parameter's dotted name, such as "*.bridge.*". None uses what is known of
-            LLaVA, Qwen-VL, SmolVLM, PaliGemma and CLIP, see `lit_opt.model_parts`.
+            LLaVA, Qwen-VL, SmolVLM, PaliGemma and CLIP, see `lit_opt.param_groups.parts`.
         lr_scale: Multiplies the learning rate; None keeps the recipe's number.
 
     Example:

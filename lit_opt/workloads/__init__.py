@@ -47,6 +47,4 @@ __all__ = sorted(_LAZY)
 def __getattr__(name: str) -> object:
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
-    raise AttributeError(
-        f"module 'lit_opt.workloads' has no attribute {name!r}. Public names: {', '.join(__all__)}."
-    )
+    raise AttributeError(f"module 'lit_opt.workloads' has no attribute {name!r}. Public names: {', '.join(__all__)}.")

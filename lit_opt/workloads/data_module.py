@@ -43,9 +43,7 @@ class ResumableDataModule(LightningDataModule):
         self, *, batch_size: int, val_batch_size: int | None = None, seed: int = 0, num_workers: int = 0
     ) -> None:
         super().__init__()
-        sizes = {"batch_size": batch_size} | (
-            {} if val_batch_size is None else {"val_batch_size": val_batch_size}
-        )
+        sizes = {"batch_size": batch_size} | ({} if val_batch_size is None else {"val_batch_size": val_batch_size})
         problems = whole_number_problems(1, **sizes)
         problems += whole_number_problems(0, seed=seed, num_workers=num_workers)
         if problems:

@@ -90,17 +90,13 @@ class ImageClassifier(LightningModule):
             self.log(name, value, prog_bar=name == "val_acc", batch_size=len(labels), sync_dist=True)
 
 
-def _build(
-    name: str, num_classes: int, small_images: bool, width: float, kwargs: dict[str, Any]
-) -> nn.Module:
+def _build(name: str, num_classes: int, small_images: bool, width: float, kwargs: dict[str, Any]) -> nn.Module:
     import timm  # a second of import time that reading this module need not cost
 
     problems = []
     if not timm.is_model(name):
         if width != 1:
-            problems.append(
-                f"width={width:g}: only timm's ResNets can be narrowed. For {name!r} pass width=1.0."
-            )
+            problems.append(f"width={width:g}: only timm's ResNets can be narrowed. For {name!r} pass width=1.0.")
         published = require("torchvision.models", f"ImageClassifier({name!r})")
         if name not in published.list_models():
             known = [*timm.list_models(), *published.list_models()]
@@ -117,14 +113,8 @@ def _build(
         try:
             network = timm.create_model(name, pretrained=False, num_classes=num_classes, **kwargs)
         except TypeError as unexpected:
-            hint = (
-                " Pass width=1.0: only ResNets with basic blocks can be narrowed."
-                if "channels" in kwargs
-                else ""
-            )
-            raise RecipeError(
-                [f"model={name!r} does not take these arguments: {unexpected}.{hint}"]
-            ) from unexpected
+            hint = " Pass width=1.0: only ResNets with basic blocks can be narrowed." if "channels" in kwargs else ""
+            raise RecipeError([f"model={name!r} does not take these arguments: {unexpected}.{hint}"]) from unexpected
     if small_images:
         _replace_stem(name, network)
     return network

@@ -57,9 +57,7 @@ class Digits(ResumableDataModule):
         problems = whole_number_problems(8, image_size=image_size)
         if problems:
             raise RecipeError(problems)
-        super().__init__(
-            batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers
-        )
+        super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers)
         self.image_size = image_size
 
     def datasets(self) -> tuple[Images, Images]:
@@ -67,9 +65,7 @@ class Digits(ResumableDataModule):
         digits = require("sklearn.datasets", "Digits").load_digits()
         grey = torch.tensor(digits.images, dtype=torch.float32)[:, None] / 16  # (1797, 1, 8, 8) in 0..1
         size = (self.image_size, self.image_size)
-        images = F.interpolate((grey - grey.mean()) / grey.std(), size=size, mode="bilinear").expand(
-            -1, 3, -1, -1
-        )
+        images = F.interpolate((grey - grey.mean()) / grey.std(), size=size, mode="bilinear").expand(-1, 3, -1, -1)
         labels = torch.tensor(digits.target)
         val = torch.arange(len(labels)) % 5 == 4
         return (
@@ -129,9 +125,7 @@ class CIFAR10(ResumableDataModule):
         seed: int = 0,
         num_workers: int = 2,
     ) -> None:
-        super().__init__(
-            batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers
-        )
+        super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers)
         self.root = Path(root)
 
     def datasets(self) -> tuple[Dataset[Any], Dataset[Any]]:
@@ -146,9 +140,7 @@ class CIFAR10(ResumableDataModule):
         augment = [v2.RandomCrop(32, padding=4), v2.RandomHorizontalFlip()]
         try:
             return (
-                torchvision_datasets.CIFAR10(
-                    self.root, train=True, transform=v2.Compose([*augment, *to_tensor])
-                ),
+                torchvision_datasets.CIFAR10(self.root, train=True, transform=v2.Compose([*augment, *to_tensor])),
                 torchvision_datasets.CIFAR10(self.root, train=False, transform=v2.Compose(to_tensor)),
             )
         except RuntimeError as missing:
@@ -193,9 +185,7 @@ class ImageFolder(ResumableDataModule):
         problems = whole_number_problems(8, image_size=image_size)
         if problems:
             raise RecipeError(problems)
-        super().__init__(
-            batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers
-        )
+        super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers)
         self.root, self.image_size = Path(root), image_size
 
     @property

@@ -182,9 +182,7 @@ class EvaluationLoader:
         problems += whole_number_problems(0, rank=rank, num_workers=num_workers)
         samples = len(dataset)  # type: ignore[arg-type]
         if not problems and samples < world_size:
-            problems = [
-                f"the validation data have {samples} samples for {world_size} process(es). Give more data."
-            ]
+            problems = [f"the validation data have {samples} samples for {world_size} process(es). Give more data."]
         if problems:
             raise RecipeError(problems)
         self.dataset, self.batch_size, self.num_workers = dataset, batch_size, num_workers
@@ -220,9 +218,7 @@ class _SeededDraws(Dataset[Any]):
             torch.set_rng_state(before)
 
 
-def _batches(
-    dataset: _SeededDraws, draws: Iterator[list[tuple[int, int]]], num_workers: int
-) -> Iterator[Any]:
+def _batches(dataset: _SeededDraws, draws: Iterator[list[tuple[int, int]]], num_workers: int) -> Iterator[Any]:
     # a generator of its own, since a DataLoader otherwise takes one number from the global one at each iter()
     generator = torch.Generator().manual_seed(0)
     yield from DataLoader(dataset, batch_sampler=draws, num_workers=num_workers, generator=generator)

@@ -66,9 +66,7 @@ def image_classifier_lines(model: ImageClassifier, metrics: Mapping[str, Any]) -
         return []
     loss = f", loss {float(metrics['val_loss']):.3f}" if "val_loss" in metrics else ""
     guessing = 100 / model.hparams["num_classes"]
-    return [
-        f"Validation: {100 * float(metrics['val_acc']):.1f} % correct (guessing: {guessing:.1f} %){loss}."
-    ]
+    return [f"Validation: {100 * float(metrics['val_acc']):.1f} % correct (guessing: {guessing:.1f} %){loss}."]
 
 
 def vision_language_lines(model: VisionLanguageModel, metrics: Mapping[str, Any]) -> list[str]:
@@ -122,9 +120,7 @@ def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str |
     train = _series(rows, "train_loss") or _series(rows, "train_loss_step")
     if not train:
         known = sorted({name for row in rows for name in row})
-        raise RecipeError(
-            [f"metrics: no value of train_loss among the columns {', '.join(known) or '(none)'}."]
-        )
+        raise RecipeError([f"metrics: no value of train_loss among the columns {', '.join(known) or '(none)'}."])
     val = next((name for name in _METRICS if _series(rows, name)), None)
     rates = {name: _series(rows, name) for name in dict.fromkeys(name for row in rows for name in row)}
     rates = {name: points for name, points in rates.items() if name.startswith("lr") and points}
@@ -138,9 +134,7 @@ def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str |
     steps, losses = zip(*train, strict=True)
     axes[0].plot(steps, losses, color=_BLUE, alpha=0.25, linewidth=0.8)
     axes[0].plot(steps, _smooth(losses), color=_BLUE, linewidth=1.8)
-    _title(
-        axes[0], "training loss", f"{_smooth(losses)[-1]:.3f} at the end (thin: as logged, thick: smoothed)"
-    )
+    _title(axes[0], "training loss", f"{_smooth(losses)[-1]:.3f} at the end (thin: as logged, thick: smoothed)")
     if val:
         steps, values = zip(*_series(rows, val), strict=True)
         axes[1].plot(steps, values, color=_ORANGE, linewidth=1.8, marker="o", markersize=3.5)
@@ -149,9 +143,7 @@ def loss_plot(metrics: str | Path | Iterable[Mapping[str, Any]], png_path: str |
     if rates:
         for name, points in rates.items():
             steps, values = zip(*points, strict=True)
-            axes[-1].plot(
-                steps, values, linewidth=1.6, label=name, **({"color": _GREEN} if len(rates) == 1 else {})
-            )
+            axes[-1].plot(steps, values, linewidth=1.6, label=name, **({"color": _GREEN} if len(rates) == 1 else {}))
         axes[-1].set_ylim(bottom=0)
         axes[-1].yaxis.set_major_formatter("{x:g}")
         if len(rates) > 1:

@@ -64,9 +64,7 @@ class ByteText(ResumableDataModule):
         problems = whole_number_problems(1, seq_len=seq_len, max_bytes=max_bytes, val_windows=val_windows)
         if problems:
             raise RecipeError(problems)
-        super().__init__(
-            batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers
-        )
+        super().__init__(batch_size=batch_size, val_batch_size=val_batch_size, seed=seed, num_workers=num_workers)
         self.path = Path(path) if path is not None else None
         self.seq_len, self.max_bytes, self.val_windows = seq_len, max_bytes, val_windows
 
@@ -122,9 +120,7 @@ def read_bytes(path: Path | None, max_bytes: int) -> bytes:
     root = path if path is not None else Path(sysconfig.get_paths()["stdlib"])
     what = str(path) if path is not None else f"Python's standard library at {root}"
     if not root.exists():
-        raise RecipeError(
-            [f"{what}: there is no such file or folder. Give the path of a text file or a folder."]
-        )
+        raise RecipeError([f"{what}: there is no such file or folder. Give the path of a text file or a folder."])
     try:
         files = [root] if root.is_file() else _files(root, ".py" if path is None else "")
         text = bytearray()
@@ -136,9 +132,7 @@ def read_bytes(path: Path | None, max_bytes: int) -> bytes:
             if len(text) >= max_bytes:
                 break
     except OSError as error:
-        raise RecipeError(
-            [f"{what}: cannot be read ({error}). Give a text file or folder that can."]
-        ) from error
+        raise RecipeError([f"{what}: cannot be read ({error}). Give a text file or folder that can."]) from error
     if not text:
         raise RecipeError([f"{what}: holds no text. Give a text file, or a folder with some."])
     return bytes(text)

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from lit_opt import EMA
-from lit_opt.shards import gathered
+from lit_opt.averaging.shards import gathered
 from tests.callbacks.ema_lib import SAFE, Net, loader, read, same
 from tests.callbacks.ema_lib import averages as averages_of
 from tests.callbacks.ema_lib import trainer as plain_trainer

@@ -83,9 +83,7 @@ def run(
     return model, fitted
 
 
-if (
-    __name__ == "__main__"
-):  # one rank of a DDP run: `python -m tests.workloads.runs folder '{"max_steps": 7, ...}'`
+if __name__ == "__main__":  # one rank of a DDP run: `python -m tests.workloads.runs folder '{"max_steps": 7, ...}'`
     torch.set_num_threads(1)
     target, arguments = Path(sys.argv[1]), json.loads(sys.argv[2])
     model, fitted = run(target, strategy="ddp", devices=2, **arguments)

@@ -18,9 +18,7 @@ def batches(loader):
 def test_ranks_together_give_the_global_batch(world_size):
     alone = ResumableLoader(Augmented(), batch_size=8, seed=5)
     ranks = [
-        batches(
-            ResumableLoader(Augmented(), batch_size=8 // world_size, seed=5, rank=r, world_size=world_size)
-        )
+        batches(ResumableLoader(Augmented(), batch_size=8 // world_size, seed=5, rank=r, world_size=world_size))
         for r in range(world_size)
     ]
     assert [list(chain(*parts)) for parts in zip(*ranks, strict=True)] == batches(alone)

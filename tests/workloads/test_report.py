@@ -39,9 +39,7 @@ def test_rows_without_a_loss(tmp_path):
 
 
 def test_blank_and_infinite_values_are_left_out(tmp_path):
-    rows = [
-        {"step": s, "train_loss": "" if s % 2 else 2.0 - s / 10, "val_acc": 0.5 + s / 20} for s in range(10)
-    ]
+    rows = [{"step": s, "train_loss": "" if s % 2 else 2.0 - s / 10, "val_acc": 0.5 + s / 20} for s in range(10)]
     rows.append({"step": 10, "train_loss": float("nan"), "lr-SGD": 0.1})
     assert loss_plot(rows, tmp_path / "x.png").stat().st_size > 10_000
 

@@ -44,9 +44,7 @@ def test_saved_by_step(tmp_path, limit, step, workers):
     if workers and step == 5:
         step = 6
     data = {"num_workers": workers}
-    full, _ = run(
-        tmp_path, data=data, checkpoint={"every_n_train_steps": step, "filename": "{step}"}, **limit
-    )
+    full, _ = run(tmp_path, data=data, checkpoint={"every_n_train_steps": step, "filename": "{step}"}, **limit)
     seed_everything(99, verbose=False)  # the resumed run has another global generator
     resumed, _ = run(tmp_path, data=data, ckpt_path=tmp_path / f"step={step}.ckpt", **limit)
     assert len(full.seen) == (12 if "max_steps" in limit else 15)
@@ -99,9 +97,7 @@ def test_reloading_the_loader_every_epoch_changes_nothing(tmp_path):
 
 def run_ddp(folder: Path, **arguments):
     folder.mkdir(exist_ok=True)
-    environment = {
-        key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "MASTER", "LOCAL"))
-    }
+    environment = {key: value for key, value in os.environ.items() if not key.startswith(("SLURM", "MASTER", "LOCAL"))}
     subprocess.run(
         [sys.executable, "-m", "tests.workloads.runs", str(folder), json.dumps(arguments)],
         check=True,

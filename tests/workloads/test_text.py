@@ -128,9 +128,7 @@ def test_an_unreadable_file(tmp_path, monkeypatch):
     path = tmp_path / "text.txt"
     path.write_text("content")
     # root may read everything, so the refusal of the operating system is played
-    monkeypatch.setattr(
-        "pathlib.Path.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError("denied"))
-    )
+    monkeypatch.setattr("pathlib.Path.open", lambda *_, **__: (_ for _ in ()).throw(PermissionError("denied")))
     with pytest.raises(RecipeError, match="cannot be read"):
         ByteText(path).setup("fit")
 

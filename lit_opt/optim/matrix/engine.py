@@ -23,7 +23,7 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharing import shared, shares
-from lit_opt.shards import local, own_part
+from lit_opt.averaging.shards import local, own_part
 
 Group = Mapping[str, Any]
 States = Sequence[dict[str, Any]]

@@ -1,0 +1,7 @@
+"""Averaged weights in plain PyTorch, sharded or not. The EMA callback brings them to Lightning."""
+
+from __future__ import annotations
+
+from lit_opt.averaging.averages import Averages, decay_at, ema_window
+
+__all__ = ["Averages", "decay_at", "ema_window"]

@@ -1,0 +1,1 @@
+"""The verbs of the command `lit-opt`, imported only when they are called."""

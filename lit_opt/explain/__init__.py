@@ -1,0 +1,1 @@
+"""How recipes, optimizers and groups are shown: terminal, Markdown, JSON and YAML. No torch, no lightning."""

@@ -1,0 +1,159 @@
+"""Where one parameter goes: its role and the recipe, what the model lists, the user's rules."""
+
+from __future__ import annotations
+
+import fnmatch
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lit_opt.errors import nearest
+from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
+from lit_opt.recipes.schema import GroupRule
+
+if TYPE_CHECKING:
+    from lit_opt.resolve.resolved import ResolvedRecipe
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ParamRow:
+    """One parameter: its group, what it gets there, and why.
+
+    Args:
+        name: Clean dotted name, without the parts that wrappers add.
+        shape: The unsharded shape.
+        group: Name of its group.
+        algorithm: Registry name of the optimizer, or the class's name.
+        lr: Peak learning rate.
+        weight_decay: torch's unit: multiplied by the learning rate.
+        reason: A sentence.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    group: str
+    algorithm: str
+    lr: float
+    weight_decay: float
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """A row, whether it is decayed, and where its group stands: by rule, part, layer, decayed first."""
+
+    row: ParamRow
+    decayed: bool
+    order: tuple[int, ...]
+
+
+def match_rules(
+    snapshot: ParamSnapshot, rules: Iterable[GroupRule]
+) -> tuple[dict[str, tuple[int, GroupRule]], list[str]]:
+    """Name -> the first rule that matches it, and one sentence for each rule without effect."""
+    taken: dict[str, tuple[int, GroupRule]] = {}
+    problems = []
+    for index, rule in enumerate(rules):
+        matches = re.compile(fnmatch.translate(rule.match)).match
+        found = [info for info in snapshot.parameters if any(map(matches, (info.name, *info.aliases)))]
+        trainable = [info.name for info in found if info.trainable]
+        fresh = [name for name in trainable if name not in taken]
+        taken.update(dict.fromkeys(fresh, (index, rule)))
+        if fresh:
+            continue
+        start = f"groups: rule {rule.match!r}"
+        if trainable:
+            earlier = sorted({taken[name][1].match for name in trainable})
+            problems.append(f"{start} never applies: {', '.join(map(repr, earlier))} comes first. Put it before.")
+        elif found:
+            problems.append(f"{start} matches only frozen parameters, such as {found[0].name!r}. Unfreeze them first.")
+        else:
+            names = [name for info in snapshot.parameters for name in (info.name, *info.aliases)]
+            problems.append(f"{start} matches no parameter.{nearest(rule.match, names) or _examples(names)}")
+    return taken, problems
+
+
+def _examples(names: list[str]) -> str:
+    return f" Names are such as {', '.join(map(repr, names[:3]))}."
+
+
+def rule_labels(rules: Iterable[GroupRule]) -> list[str]:
+    """A short, unique text for each rule; some loggers refuse "*" in a metric's name.
+
+    Example:
+        >>> rule_labels([GroupRule(match="backbone.*"), GroupRule(match="*"), GroupRule(match="backbone")])
+        ['backbone', 'rule_1', 'backbone_2']
+    """
+    labels: list[str] = []
+    for index, rule in enumerate(rules):
+        label = re.sub(r"[^\w./-]+", "", rule.match).strip("./-") or f"rule_{index}"
+        while label in labels:
+            label += f"_{index}"
+        labels.append(label)
+    return labels
+
+
+def place(
+    info: ParamInfo,
+    resolved: ResolvedRecipe,
+    algorithm: str,
+    layer_decay: float,
+    last_layer: int,
+    matched: tuple[int, GroupRule] | None,
+    labels: list[str],
+    part: str | None,
+) -> Placed:
+    """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins."""
+    decayed = info.role not in resolved.no_decay
+    reason = info.why
+    if decayed and info.listed:
+        decayed, reason = False, f"listed in {info.listed}"
+    weight_decay = resolved.weight_decay if decayed else 0.0
+    lr = resolved.lr
+    parts = []
+    notes = []
+    if part is not None:
+        lr *= resolved.parts[part]
+        parts.append(part)
+        notes.append(f"part {part}: lr x {resolved.parts[part]:g}")
+    elif resolved.parts:
+        notes.append("in no part: lr x 1")
+    if layer_decay != 1.0:
+        layer = info.layer or 0
+        scale = layer_decay ** (last_layer - layer)
+        lr *= scale
+        parts.append(f"layer_{layer:02d}")
+        notes.append(f"layer {layer} of {last_layer}: lr x {scale:.3g}")
+    if matched is not None:
+        index, rule = matched
+        parts.append(labels[index])
+        changes = []
+        if rule.lr_scale is not None:
+            lr *= rule.lr_scale
+            changes.append(f"lr x {rule.lr_scale:g}")
+        if rule.weight_decay is not None:
+            weight_decay = rule.weight_decay
+            decayed = weight_decay > 0
+            changes.append(f"weight decay {weight_decay:g}")
+        if rule.algorithm is not None:
+            algorithm = rule.algorithm
+            changes.append(f"algorithm {algorithm}")
+        notes.append(f"your rule {rule.match!r}: {', '.join(changes) or 'a group of its own'}")
+    reason += ": decayed" if decayed else ": not decayed"
+    row = ParamRow(
+        name=info.name,
+        shape=info.shape,
+        group="/".join(["decay" if decayed else "no_decay", *parts]),
+        algorithm=algorithm,
+        lr=lr,
+        weight_decay=weight_decay,
+        reason="; ".join([reason, *notes]),
+    )
+    order = (
+        -1 if matched is None else matched[0],
+        -1 if part is None else list(resolved.parts).index(part),
+        (info.layer or 0) if layer_decay != 1.0 else 0,
+        not decayed,
+    )
+    return Placed(row, decayed, order)

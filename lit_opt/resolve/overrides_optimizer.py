@@ -1,0 +1,146 @@
+"""What is wrong with an optimizer override and the keywords given for it. No torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from lit_opt.errors import nearest
+from lit_opt.optim.check import check_hyperparameters, check_nesterov
+from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers
+from lit_opt.recipes.schema import RecipeSpec
+from lit_opt.resolve.lr import batch_rule
+
+# Keywords that are arguments of Recipe themselves.
+OWN_ARGUMENTS = ("lr", "weight_decay", "betas", "momentum")
+
+
+def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
+    """Unknown optimizers, values that nobody published, keywords that the optimizer does not have.
+
+    Args:
+        spec: The recipe.
+        o: Overrides in plain types, none of them None.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> [problem] = optimizer_problems(get_recipe("cnn"), {"betas": (0.9, 0.95)})
+        >>> problem
+        'betas: sgd has no betas. It has momentum=. Its keywords: lr, momentum, weight_decay, nesterov.'
+    """
+    optimizer = o.get("optimizer", spec.optimizer.number)
+    row: OptimizerRow | None = None
+    accepted: Mapping[str, bool] | None
+    if isinstance(optimizer, type):
+        name, accepted = optimizer.__name__, class_keywords(optimizer)
+        if accepted is None:
+            yield f"optimizer: the class {name} is no torch.optim.Optimizer."
+            return
+    elif isinstance(optimizer, str) and optimizer in list_optimizers():
+        name, row = optimizer, get_row(optimizer)
+        accepted = {key: default is REQUIRED for key, default in row.hyperparameters.items()}
+    else:
+        what = f"{optimizer!r} is unknown.{nearest(optimizer, list_optimizers())}"
+        if not isinstance(optimizer, str):
+            what = f"a {type(optimizer).__name__} is neither a name nor a class."
+        yield f"optimizer: {what} Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
+        return
+    if spec.trains == "adapters" and "adamw" not in name.lower():
+        yield (
+            f"optimizer: {name!r} is not for adapters: low-rank matrices always go to AdamW. Leave optimizer= out, "
+            "or use Recipe('llm/finetune') for all weights."
+        )
+        return
+    yield from _unpublished(spec, name, row, accepted, o)
+    for key in ("betas", "momentum", "weight_decay"):
+        if key in o and key not in accepted:
+            other = {"betas": "momentum", "momentum": "betas"}.get(key)
+            instead = f" It has {other}=." if other in accepted else ""
+            yield f"{key}: {name} has no {key}.{instead} Its keywords: {', '.join(accepted)}."
+    if "fallback" in o:
+        yield (
+            f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "
+            "Remove fallback=, or choose a matrix optimizer."
+        )
+    yield from _keyword_problems(name, row, accepted, o)
+
+
+def _unpublished(
+    spec: RecipeSpec, name: str, row: OptimizerRow | None, accepted: Mapping[str, bool], o: Mapping[str, Any]
+) -> Iterator[str]:
+    """Values that have to be given, because another optimizer's are never inherited."""
+    if "base_lr" in o and "lr" not in o and batch_rule(spec, row) is None:
+        yield (
+            f"base_lr: no rule is published that scales the rate of {name} with the batch in the setting "
+            f"{spec.registry_key!r}; give lr= instead."
+        )
+    if row is not None and (row.name == spec.optimizer.number or spec.registry_key in row.settings):
+        return
+    asked = [key for key in ("lr", "weight_decay") if key in accepted and key not in o]
+    if "base_lr" in o and "lr" in asked:
+        asked.remove("lr")
+    if asked:
+        yield (
+            f"optimizer: no starting values are published for {name!r} in the setting {spec.registry_key!r}, and another "
+            f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}."
+        )
+
+
+def _keyword_problems(
+    name: str, row: OptimizerRow | None, accepted: Mapping[str, bool], o: Mapping[str, Any]
+) -> Iterator[str]:
+    given = o.get("optimizer_kwargs", {})
+    if not isinstance(given, Mapping):
+        yield f"optimizer_kwargs: {given!r} is a {type(given).__name__}; give a dictionary of keywords."
+        return
+    rest = [key for key in accepted if key not in OWN_ARGUMENTS]
+    for key, value in given.items():
+        if key in OWN_ARGUMENTS:
+            yield f"optimizer_kwargs: {key!r} has its own argument; write Recipe(..., {key}={value!r})."
+        elif row is not None and key in row.fixed:
+            yield f"optimizer_kwargs: {name} always has {key}={row.fixed[key]!r}; it cannot be set."
+        elif key not in accepted:
+            yield f"optimizer_kwargs: {name} has no {key!r}.{nearest(key, rest)} It takes: {', '.join(rest) or 'none'}."
+    missing = [key for key in rest if accepted[key] and key not in given]
+    if missing:
+        example = ", ".join(f"{key!r}: ..." for key in missing)
+        yield f"optimizer_kwargs: {name} has no default for {', '.join(missing)}; give optimizer_kwargs={{{example}}}."
+    if row is None:
+        return
+    clean, problems = check_hyperparameters(
+        row, {key: value for key, value in given.items() if key in rest}, where="optimizer_kwargs."
+    )
+    yield from problems
+    momentum = {"momentum": o["momentum"]} if "momentum" in o else {}
+    yield from check_nesterov(row, {**row.hyperparameters, **clean, **momentum})
+
+
+def class_keywords(optimizer: type) -> dict[str, bool] | None:
+    """Keyword -> required, of an optimizer class and of the bases it hands `**kwargs` to.
+
+    Returns:
+        None where the class is no torch optimizer (told by name, so that torch is not imported for it).
+
+    Example:
+        >>> import torch
+        >>> class Mine(torch.optim.SGD):
+        ...     def __init__(self, params, rho, **kwargs): super().__init__(params, **kwargs)
+        >>> keywords = class_keywords(Mine)
+        >>> keywords["rho"], keywords["momentum"]
+        (True, False)
+    """
+    if not any(
+        base.__module__.startswith("torch.optim") and base.__name__ == "Optimizer" for base in optimizer.__mro__
+    ):
+        return None
+    found: dict[str, bool] = {}
+    for base in optimizer.__mro__:
+        if "__init__" not in vars(base):
+            continue
+        parameters = list(inspect.signature(base.__init__).parameters.values())[2:]  # type: ignore[misc]
+        named = [p for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        found = {p.name: p.default is p.empty for p in named} | found
+        if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+            break
+    return found
