@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_opt.averaging.shards import local, own_part
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.groups import complete_group, group_label
@@ -23,7 +24,6 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharing import shared, shares
-from lit_opt.averaging.shards import local, own_part
 
 Group = Mapping[str, Any]
 States = Sequence[dict[str, Any]]

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import is_sharded
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
-from lit_opt.averaging.shards import is_sharded
 
 # Scratch of a step: 64 MB, or eight matrices where launches cost more than memory.
 _SCRATCH_BYTES = 64 * 2**20
