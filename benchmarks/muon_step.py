@@ -141,7 +141,7 @@ def main() -> None:
     print("# One Muon step on the CPU\n")
     print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32 weights. Process time, medians of {rounds}")
     print(
-        "interleaved rounds (range of the rounds). `auto` is bfloat16 from 128 rows on where the CPU has it. A shared"
+        "interleaved rounds (range of the rounds). `auto` is bfloat16 from 64 rows on where the CPU has it. A shared"
     )
     print("machine: read to one digit. **Not run on a GPU.**\n")
     print("| weights | against | lit_opt |\n|---|---|---|")
