@@ -3,15 +3,18 @@
 Paths, all equal up to rounding (tests/optim/matrix/test_orthogonalize.py):
 - standard: X <- aX + (b XX' + c (XX')^2) X, three products a step.
 - Gram: from twice as wide as high, the same iteration on the small matrix XX' (Dao-AILab's Gram-Newton-Schulz). It
-  loses precision with each step, so it starts anew from X: before steps 1, 3, ... (from 0) in bfloat16 and before 2,
-  5, ... otherwise. So it is as accurate as the standard path on every spectrum tried. Without restarts float32
-  is off by 3e-3; in bfloat16 polar_express leaves singular values up to 500 with restarts before 2 and 4.
+  loses precision with each step, so it starts anew from X: in float32 before steps 2, 5, ... (from 0), which makes it
+  as accurate as the standard path (3e-3 off without). In bfloat16 it does so every two steps, and polar_express gets
+  a margin at step 2: where its polynomials touch the end of their interval, rounding leads beyond it. Without the
+  margin 1 in 70 small or sparse matrices of the tests had singular values up to 100.
 - On a CPU, symmetric products from 256 rows up are computed by blocks, each mirrored block once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -25,10 +28,12 @@ _BLOCKED_FROM = 256
 _BLOCKED_SIZE = {torch.bfloat16: 400_000}
 _GRAM_FROM_RATIO = 2
 _BFLOAT16_FROM = 64
-# Leaves singular values up to 40: its polynomials are steep beyond their interval, where rounding leads.
-_NO_GRAM = {("polar_express_paper", torch.bfloat16)}
-# dtype -> (steps between two restarts, the first one).
-_RESTARTS = {torch.bfloat16: (2, 1), torch.float32: (3, 2), torch.float64: (3, 2)}
+# Gram path: (first restart, steps between two).
+_RESTARTS = (2, 3)
+# Presets that may take it in bfloat16. polar_express_paper has no margin at any step.
+_RESTARTS_BFLOAT16 = {"polar_express": (1, 2), "jordan": (2, 2), "quintic": (2, 2)}
+# What polar_express's step 2 is divided by there; 1.05 is too little.
+_MARGIN = 1.12
 
 
 @torch.no_grad()
@@ -131,22 +136,28 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
     x = torch.mul(batch, inverse, out=batch if dtype == batch.dtype else torch.empty_like(batch, dtype=dtype))
     if preset == "svd":
         return _exact(x)
-    return newton_schulz(x, coefficients(preset, ns_steps), gram=(preset, dtype) not in _NO_GRAM)
+    return newton_schulz(x, preset, ns_steps)
 
 
-def newton_schulz(x: Tensor, triples: tuple[Triple, ...], *, gram: bool = True) -> Tensor:
-    """Iterate on (count, rows, cols), contiguous, with singular values in [0, 1], by the fastest path.
+def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
+    """Iterate on (count, rows, cols), contiguous, with singular values in [0, 1 / safety], by the fastest path.
 
-    `gram` allows the Gram path. The small side is multiplied where it is, so that nothing is transposed: in bfloat16
-    a CPU takes a thousand times longer to write a product into transposed strides.
+    The small side is multiplied where it is, so that nothing is transposed: in bfloat16 a CPU takes a thousand times
+    longer to write a product into transposed strides.
 
     Example:
         >>> import torch
-        >>> newton_schulz(torch.eye(2)[None] / 2, ((1.5, -0.5, 0.0),) * 6)[0, 0, 0].round(decimals=4)
+        >>> newton_schulz(torch.eye(2)[None] / 2, "polar_express", 8)[0, 0, 0].round(decimals=4)
         tensor(1.)
     """
+    triples = coefficients(preset, ns_steps)
     short, long = sorted(x.shape[-2:])
-    iterate = _gram if gram and long >= _GRAM_FROM_RATIO * short else _standard
+    restarts = _RESTARTS_BFLOAT16.get(preset) if x.dtype == torch.bfloat16 else _RESTARTS
+    iterate: Callable[[Tensor, tuple[Triple, ...]], Tensor] = _standard
+    if restarts is not None and long >= _GRAM_FROM_RATIO * short:
+        iterate = partial(_gram, restarts=range(restarts[0], ns_steps, restarts[1]))
+        if preset == "polar_express" and x.dtype == torch.bfloat16:
+            triples = tuple((a / m, b / m, c / m) for (a, b, c), m in zip(triples, _margins(ns_steps), strict=True))
     if x.device.type == "cpu" and short >= _BLOCKED_FROM:
         for index in range(x.size(0)):
             x[index] = iterate(x[index], triples)
@@ -162,10 +173,12 @@ def _standard(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
     return x
 
 
-def _gram(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
+def _margins(steps: int) -> list[float]:
+    return [_MARGIN if step == 2 else 1.0 for step in range(steps)]
+
+
+def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
     """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Z and Q are symmetric and commute."""
-    period, first = _RESTARTS[x.dtype]
-    restarts = range(first, len(triples), period)
     r, q = _gram_matrix(x), None
     for step, (a, b, c) in enumerate(triples):
         if step in restarts and q is not None:
