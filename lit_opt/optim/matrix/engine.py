@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_opt.averaging.shards import is_sharded, local, own_part
+from lit_opt.averaging.shards import local, own_part
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.groups import complete_group, group_label
@@ -22,9 +23,14 @@ from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.scale import scale_factor
+from lit_opt.optim.matrix.sharing import shared, shares
 
 Group = Mapping[str, Any]
 States = Sequence[dict[str, Any]]
+# Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
+Mixes = dict[Tensor, tuple[Tensor | None, Tensor, float]]
+# DTensor parameter -> what goes into P, and the update, both whole.
+Whole = dict[Tensor, tuple[Tensor, Tensor]]
 
 
 def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list[Tensor]:
@@ -98,16 +104,34 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
+    _group: Any = None
+    _processes: int = 1
 
     def __init__(self, params: Any, defaults: dict[str, Any], fallback: Mapping[str, Any] | None = None) -> None:
-        self._plan: list[Chunk] | None = None
-        self._plan_key: tuple[Any, ...] = ()
+        self._forget_plan()
         given = {f"fallback_{key}": value for key, value in (fallback or {}).items()}
         super().__init__(params, {"algorithm": self.name, "layout": None, **defaults, **given})
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
-        self._plan, self._plan_key = None, ()
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
+        self._plan: list[Chunk] | None = None
+        self._plan_key: tuple[Any, ...] = ()
+
+    def share_work(self, group: Any = None) -> None:
+        """Let each process of a data-parallel run orthogonalise its share of the matrices.
+
+        Only for processes that hold the same weights and step on the same gradients, as under DDP; every one has to
+        call this, and after deepcopy and pickle again. Without it each process computes everything, with the same
+        result.
+
+        Args:
+            group: The process group; None for all processes.
+        """
+        self._group, self._processes = group, torch.distributed.get_world_size(group)
+        self._forget_plan()
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group; its options are completed and checked.
@@ -144,7 +168,7 @@ class MatrixOptimizer(Optimizer):
         """
         loss = self._evaluate(closure)
         active: list[list[Tensor]] = []
-        mixes: dict[Tensor, tuple[Tensor | None, float]] = {}
+        mixes: Mixes = {}
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None and p.numel()]
             matrices = [] if group["algorithm"] == "adamw" else [p for p in params if p.ndim > 1]
@@ -152,9 +176,14 @@ class MatrixOptimizer(Optimizer):
             self._adamw(group, params if group["algorithm"] == "adamw" else [p for p in params if p.ndim < 2])
             if matrices:
                 self._prepare(group, matrices, mixes)
-        sharded: dict[Tensor, tuple[Tensor, Tensor]] = {}
-        for chunk in self._chunks(active):
-            self._apply(chunk, self._precondition(chunk, self._gather(chunk, mixes, sharded)), sharded)
+        sharded: Whole = {}
+        for index, chunk in enumerate(self._chunks(active)):
+            batch = self._gather(chunk, mixes, sharded)
+            if self._processes > 1:
+                update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+            else:
+                update = self._precondition(chunk, batch)
+            self._apply(chunk, update, sharded)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -177,9 +206,9 @@ class MatrixOptimizer(Optimizer):
             weight_decay=group["weight_decay"] if decay is None else decay,
         )
 
-    def _prepare(self, group: Group, params: list[Tensor], mixes: dict[Tensor, tuple[Tensor | None, float]]) -> None:
+    def _prepare(self, group: Group, params: list[Tensor], mixes: Mixes) -> None:
         """Stages 1 and 2, and the decay, for all matrices of a group."""
-        sparse = [tuple(param.shape) for param in params if param.grad is not None and param.grad.is_sparse]
+        sparse = [tuple(param.shape) for param in params if param.grad.is_sparse]  # type: ignore[union-attr]
         if sparse:
             raise RecipeError(
                 [
@@ -193,52 +222,49 @@ class MatrixOptimizer(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(param)
         estimates = self.stages.estimate(group, params, states)
         share = self.stages.momentum(group, estimates, states)
-        for param, estimate in zip(params, estimates, strict=True):
-            mixes[param] = (None if share == 1.0 else estimate, share)
+        for param, estimate, state in zip(params, estimates, states, strict=True):
+            mixes[param] = (None if share == 1.0 else estimate, state["momentum_buffer"], share)
         if group["lr"] * group["weight_decay"]:
             torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
 
     def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
         """The plan, made anew only where the parameters with gradients or the options changed."""
-        shared = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
+        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
         layout = ("layout", "split_sizes", "num_heads", "stack")
         key = (
             tuple(id(param) for params in active for param in params),
-            tuple(str([group.get(option) for option in (*shared, *layout)]) for group in self.param_groups),
+            tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
         )
         if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = make_plan(self.param_groups, active, shared), key
+            self._plan, self._plan_key = make_plan(self.param_groups, active, agreed), key
+            self._shares = shares(self._plan, self._processes)
         return self._plan
 
-    def _gather(
-        self,
-        chunk: Chunk,
-        mixes: Mapping[Tensor, tuple[Tensor | None, float]],
-        sharded: dict[Tensor, tuple[Tensor, Tensor]],
-    ) -> Tensor:
+    def _gather(self, chunk: Chunk, mixes: Mixes, sharded: Whole) -> Tensor:
         """Write (1 - w) C + w M of all slots into one batch."""
         batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=chunk.slots[0].param.device)
-        for slot in chunk.slots:
-            estimate, share = mixes[slot.param]
-            buffer = self.state[slot.param]["momentum_buffer"]
-            if is_sharded(slot.param):
+        places = batch.unbind() if chunk.plain else [_place(batch, slot) for slot in chunk.slots]
+        for slot, target in zip(chunk.slots, places, strict=True):
+            estimate, buffer, share = mixes[slot.param]
+            if slot.sharded:
                 if slot.param not in sharded:
                     whole = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
                     sharded[slot.param] = (whole, torch.empty_like(whole))
                 estimate, buffer = None, sharded[slot.param][0]
-            source, target = self._matrices(buffer, slot), _place(batch, slot)
-            if slot.columns is None:
-                target = target.view(source.shape)
-            else:
-                source = source.reshape(target.shape)
+            if not slot.plain:
+                buffer = self._matrices(buffer, slot)
+                estimate = None if estimate is None else self._matrices(estimate, slot)
+                if slot.columns is None:
+                    target = target.view(buffer.shape)
+                else:
+                    buffer = buffer.reshape(target.shape)
+                    estimate = None if estimate is None else estimate.reshape(target.shape)
             if estimate is None:
-                target.copy_(source)
-                continue
-            other = self._matrices(estimate, slot).reshape(target.shape)
-            if other.dtype == target.dtype:
-                torch.lerp(other, source, share, out=target)
+                target.copy_(buffer)
+            elif estimate.dtype == target.dtype:
+                torch.lerp(estimate, buffer, share, out=target)
             else:
-                target.copy_(other).lerp_(source.to(target.dtype), share)
+                target.copy_(estimate).lerp_(buffer.to(target.dtype), share)
         return batch
 
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
@@ -248,7 +274,7 @@ class MatrixOptimizer(Optimizer):
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
-    def _apply(self, chunk: Chunk, update: Tensor, sharded: dict[Tensor, tuple[Tensor, Tensor]]) -> None:
+    def _apply(self, chunk: Chunk, update: Tensor, sharded: Whole) -> None:
         """Normalise, scale and apply."""
         if self.stages.normalise is not None:
             update = update.to(chunk.dtype)
@@ -257,18 +283,24 @@ class MatrixOptimizer(Optimizer):
             self.stages.normalise(update, rows, chunk.options)
             for slot, moment in zip(chunk.slots, moments, strict=True):
                 moment.copy_(rows[slot.place])
-        for slot in chunk.slots:
-            group = self.param_groups[slot.group]
-            factor = -group["lr"] * scale_factor(group["scale"], *slot.shape)
-            part = _place(update, slot)
-            if not is_sharded(slot.param):
+        factors = {
+            (slot.group, slot.shape): -self.param_groups[slot.group]["lr"]
+            * scale_factor(self.param_groups[slot.group]["scale"], *slot.shape)
+            for slot in chunk.slots
+        }
+        parts = update.unbind() if chunk.plain else [_place(update, slot) for slot in chunk.slots]
+        for slot, part in zip(chunk.slots, parts, strict=True):
+            factor = factors[slot.group, slot.shape]
+            if slot.plain:
+                slot.param.add_(part, alpha=factor)
+            elif not slot.sharded:
                 target = self._matrices(slot.param, slot)
                 target.add_(part.reshape(target.shape), alpha=factor)
-                continue
-            target = self._matrices(sharded[slot.param][1], slot)
-            target.copy_(part.reshape(target.shape)).mul_(factor)
-            if slot.last:
-                local(slot.param).add_(own_part(sharded.pop(slot.param)[1], slot.param))
+            else:
+                target = self._matrices(sharded[slot.param][1], slot)
+                target.copy_(part.reshape(target.shape)).mul_(factor)
+                if slot.last:
+                    local(slot.param).add_(own_part(sharded.pop(slot.param)[1], slot.param))
 
     def _matrices(self, tensor: Tensor, slot: Slot) -> Tensor:
         """The slot's matrices as a view of a tensor with the parameter's shape."""

@@ -3,15 +3,18 @@
 Paths, all equal up to rounding (tests/optim/matrix/test_orthogonalize.py):
 - standard: X <- aX + (b XX' + c (XX')^2) X, three products a step.
 - Gram: from twice as wide as high, the same iteration on the small matrix XX' (Dao-AILab's Gram-Newton-Schulz). It
-  loses precision with each step, so it starts anew from X: before steps 1, 3, ... (from 0) in bfloat16 and before 2,
-  5, ... otherwise. So it is as accurate as the standard path on every spectrum tried. Without restarts float32
-  is off by 3e-3; in bfloat16 polar_express leaves singular values up to 500 with restarts before 2 and 4.
+  loses precision with each step, so it starts anew from X: in float32 before steps 2, 5, ... (from 0), which makes it
+  as accurate as the standard path (3e-3 off without). In bfloat16 it does so every two steps, and polar_express gets
+  a margin at step 2: where its polynomials touch the end of their interval, rounding leads beyond it. Without the
+  margin 1 in 70 small or sparse matrices of the tests had singular values up to 100.
 - On a CPU, symmetric products from 256 rows up are computed by blocks, each mirrored block once.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -20,13 +23,17 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.matrix.coefficients import PRESETS, SAFETY, Triple, check_preset, coefficients
 
 DTYPES = ("auto", "bfloat16", "float32", "float64")
+# Rows, and entries of the left matrix, from which blocks win (measured with AVX512-BF16).
 _BLOCKED_FROM = 256
+_BLOCKED_SIZE = {torch.bfloat16: 400_000}
 _GRAM_FROM_RATIO = 2
-_BFLOAT16_FROM = 128
-# Leaves singular values up to 40: its polynomials are steep beyond their interval, where rounding leads.
-_NO_GRAM = {("polar_express_paper", torch.bfloat16)}
-# dtype -> (steps between two restarts, the first one).
-_RESTARTS = {torch.bfloat16: (2, 1), torch.float32: (3, 2), torch.float64: (3, 2)}
+_BFLOAT16_FROM = 64
+# Gram path: (first restart, steps between two).
+_RESTARTS = (2, 3)
+# Presets that may take it in bfloat16. polar_express_paper has no margin at any step.
+_RESTARTS_BFLOAT16 = {"polar_express": (1, 2), "jordan": (2, 2), "quintic": (2, 2)}
+# What polar_express's step 2 is divided by there; 1.05 is too little.
+_MARGIN = 1.12
 
 
 @torch.no_grad()
@@ -74,7 +81,7 @@ def compute_dtype(preset: str, ns_dtype: str, working: torch.dtype, device: torc
     Args:
         preset: As in `orthogonalize`.
         ns_dtype: "auto" is float64 for float64 matrices; else bfloat16 where the hardware multiplies it natively (CUDA
-            from Ampere; CPUs with AVX512-BF16 or AMX, there from 128 rows on); else float32. float16 is never used:
+            from Ampere; CPUs with AVX512-BF16 or AMX, there from 64 rows on); else float32. float16 is never used:
             it overflows, and CPUs emulate it.
         working: float32 or float64, the dtype of the matrices.
         device: Where they are.
@@ -110,7 +117,7 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
         dtype: What to compute in.
 
     Returns:
-        (count, rows, cols) in `dtype`, perhaps with transposed strides.
+        (count, rows, cols) in `dtype`.
 
     Example:
         >>> import torch
@@ -119,39 +126,40 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
     """
     if batch.numel() == 0:
         return batch.to(dtype)
-    tall = batch.size(-2) > batch.size(-1)
-    x = batch.mT if tall else batch
-    # Two divisions, by the largest entry and then by the norm, so that no square overflows or vanishes.
-    largest = torch.linalg.vector_norm(x, torch.inf, dim=(-2, -1), keepdim=True)
-    x.div_(largest.where(largest > 0, 1.0))
-    norm = torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True)
-    # Not below 1 unless the matrix is zero: the largest entry is 1 now. maximum passes NaN on, clamp_min too.
-    x.div_(norm.clamp_min(1.0).mul_(SAFETY.get(preset, 1.0)))
-    # bfloat16 products into transposed strides are a thousand times slower on a CPU.
-    x = x.to(dtype, memory_format=torch.contiguous_format)
-    x = x if x.is_contiguous() else x.contiguous()
-    x = (
-        _exact(x)
-        if preset == "svd"
-        else newton_schulz(x, coefficients(preset, ns_steps), gram=(preset, dtype) not in _NO_GRAM)
-    )
-    return x.mT if tall else x
+    # By the largest entry first and then by the norm, so that no square overflows or vanishes.
+    # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
+    largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
+    batch.div_(largest.where(largest != 0, 1.0))
+    norm = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
+    # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
+    inverse = norm.clamp_min(1.0).mul_(SAFETY.get(preset, 1.0)).reciprocal_()
+    x = torch.mul(batch, inverse, out=batch if dtype == batch.dtype else torch.empty_like(batch, dtype=dtype))
+    if preset == "svd":
+        return _exact(x)
+    return newton_schulz(x, preset, ns_steps)
 
 
-def newton_schulz(x: Tensor, triples: tuple[Triple, ...], *, gram: bool = True) -> Tensor:
-    """Iterate on (count, rows, cols) with rows <= cols and singular values in [0, 1], by the fastest path.
+def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
+    """Iterate on (count, rows, cols), contiguous, with singular values in [0, 1 / safety], by the fastest path.
 
-    `gram` allows the Gram path.
+    The small side is multiplied where it is, so that nothing is transposed: in bfloat16 a CPU takes a thousand times
+    longer to write a product into transposed strides.
 
     Example:
         >>> import torch
-        >>> newton_schulz(torch.eye(2)[None] / 2, ((1.5, -0.5, 0.0),) * 6)[0, 0, 0].round(decimals=4)
+        >>> newton_schulz(torch.eye(2)[None] / 2, "polar_express", 8)[0, 0, 0].round(decimals=4)
         tensor(1.)
     """
-    count, rows, cols = x.shape
-    iterate = _gram if gram and cols >= _GRAM_FROM_RATIO * rows else _standard
-    if x.device.type == "cpu" and rows >= _BLOCKED_FROM:
-        for index in range(count):
+    triples = coefficients(preset, ns_steps)
+    short, long = sorted(x.shape[-2:])
+    restarts = _RESTARTS_BFLOAT16.get(preset) if x.dtype == torch.bfloat16 else _RESTARTS
+    iterate: Callable[[Tensor, tuple[Triple, ...]], Tensor] = _standard
+    if restarts is not None and long >= _GRAM_FROM_RATIO * short:
+        iterate = partial(_gram, restarts=range(restarts[0], ns_steps, restarts[1]))
+        if preset == "polar_express" and x.dtype == torch.bfloat16:
+            triples = tuple((a / m, b / m, c / m) for (a, b, c), m in zip(triples, _margins(ns_steps), strict=True))
+    if x.device.type == "cpu" and short >= _BLOCKED_FROM:
+        for index in range(x.size(0)):
             x[index] = iterate(x[index], triples)
         return x
     return iterate(x, triples)
@@ -159,20 +167,23 @@ def newton_schulz(x: Tensor, triples: tuple[Triple, ...], *, gram: bool = True) 
 
 def _standard(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
     for a, b, c in triples:
-        gram = _symmetric(x, x.mT)
-        x = _add_product(x, _symmetric(gram, gram, gram, b, c), x, a)
+        gram = _gram_matrix(x)
+        polynomial = _symmetric(gram, gram, gram, b, c)
+        x = _add_product(x, x, polynomial, a) if _is_tall(x) else _add_product(x, polynomial, x, a)
     return x
 
 
-def _gram(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
+def _margins(steps: int) -> list[float]:
+    return [_MARGIN if step == 2 else 1.0 for step in range(steps)]
+
+
+def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
     """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Z and Q are symmetric and commute."""
-    period, first = _RESTARTS[x.dtype]
-    restarts = range(first, len(triples), period)
-    r, q = _symmetric(x, x.mT), None
+    r, q = _gram_matrix(x), None
     for step, (a, b, c) in enumerate(triples):
         if step in restarts and q is not None:
-            x = q @ x
-            r, q = _symmetric(x, x.mT), None
+            x = x @ q if _is_tall(x) else q @ x
+            r, q = _gram_matrix(x), None
         z = _symmetric(r, r, r, b, c)
         if q is None:
             q = z.clone()
@@ -182,7 +193,17 @@ def _gram(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
         if step + 1 < len(triples) and step + 1 not in restarts:
             rz = _symmetric(r, z, r, a)
             r = _symmetric(rz, z, rz, a)
-    return x if q is None else q @ x
+    assert q is not None
+    return x @ q if _is_tall(x) else q @ x
+
+
+def _is_tall(x: Tensor) -> bool:
+    return x.size(-2) > x.size(-1)
+
+
+def _gram_matrix(x: Tensor) -> Tensor:
+    """X X' or X' X, on the smaller side."""
+    return _symmetric(x.mT, x) if _is_tall(x) else _symmetric(x, x.mT)
 
 
 def _add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
@@ -197,7 +218,7 @@ def _symmetric(
     Rounding matters: a b' in place of a b, with b symmetric but for bfloat16, leaves singular values up to 2e4.
     """
     rows = a.size(-2)
-    if a.ndim == 3 or levels == 0 or rows < _BLOCKED_FROM:
+    if a.ndim == 3 or levels == 0 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
         return a @ b if c is None else _add_product(c, a, b, beta, alpha)
     half = rows // 2
     low, high = slice(None, half), slice(half, None)

@@ -33,6 +33,7 @@ class Slot:
         shape: Outputs and inputs of one of them.
         rows: Their range within the parameter's rows, for statistics of rows.
         plain: The parameter is one matrix as it stands.
+        sharded: It is a DTensor.
         last: No later slot of the plan belongs to this parameter.
     """
 
@@ -45,6 +46,7 @@ class Slot:
     shape: tuple[int, int]
     rows: slice
     plain: bool
+    sharded: bool
     last: bool = False
 
 
@@ -57,12 +59,14 @@ class Chunk:
         dtype: Of the matrices that go in: float32 or float64.
         options: orthogonalize, ns_steps, ns_dtype and the method's own options that they share.
         slots: What fills it.
+        plain: All slots are.
     """
 
     shape: tuple[int, int, int]
     dtype: torch.dtype
     options: Mapping[str, Any]
     slots: tuple[Slot, ...]
+    plain: bool
 
     @property
     def flops(self) -> int:
@@ -112,7 +116,8 @@ def make_plan(
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots))
+            plain = all(slot.plain for slot in slots)
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain))
     return _mark_last(chunks)
 
 
@@ -173,6 +178,7 @@ def _packed(pieces: list[_Piece], fits: int) -> list[tuple[Slot, ...]]:
                         shape=piece.shape,
                         rows=slice(first, first + take * rows),
                         plain=piece.plain,
+                        sharded=is_sharded(param),
                     )
                 )
             done, filled = done + take, filled + take
@@ -190,7 +196,7 @@ def _mark_last(chunks: list[Chunk]) -> list[Chunk]:
         for slot in reversed(chunk.slots):
             slots.append(slot if id(slot.param) in seen else _as_last(slot))
             seen.add(id(slot.param))
-        marked.append(Chunk(chunk.shape, chunk.dtype, chunk.options, tuple(reversed(slots))))
+        marked.append(replace(chunk, slots=tuple(reversed(slots))))
     return marked[::-1]
 
 

@@ -12,6 +12,7 @@ from torch.nn import Parameter
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim import MarsM, Muon, NorMuon, Teon, build
+from lit_opt.optim.matrix.cost import orthogonalization_share
 from lit_opt.optim.matrix.orthogonalize import orthogonalize
 from lit_opt.optim.matrix.teon import find_stacks
 from tests.optim.matrix.spectra import matrix
@@ -578,3 +579,24 @@ def test_under_a_grad_scaler():
     model.weight.grad.fill_(torch.inf)  # type: ignore[union-attr]
     scaler.step(optimizer)
     assert torch.equal(model.weight, kept)
+
+
+def test_a_compiled_step_is_the_same():
+    results = []
+    for compiled in (False, True):
+        params = params_of((8, 5), (8, 5), (6, 3, 2, 2), (7,))
+        optimizer = build("normuon", params, lr=0.02)
+        if compiled:
+            optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
+        run(optimizer, params)
+        results.append([p.detach() for p in params])
+    assert_near(results[0], results[1], 1e-14)
+
+
+def test_the_estimated_share_is_that_of_the_formula():
+    """K n (4 + 2 / r) / (6 T), with r the ratio of the sides (K steps, T tokens)."""
+    params = [Parameter(torch.zeros(64, 192)), Parameter(torch.zeros(192, 64)), Parameter(torch.zeros(7))]
+    share = orthogonalization_share(build("muon", params, lr=0.02), tokens=1000)
+    assert share / (1 - share) == pytest.approx(5 * 64 * (4 + 2 / 3) / 6000, rel=1e-3)
+    groups = [{"params": params, "algorithm": "adamw"}]
+    assert orthogonalization_share(build("muon", groups, lr=0.02), tokens=1000) == 0.0

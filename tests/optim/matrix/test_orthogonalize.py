@@ -78,16 +78,24 @@ def test_no_singular_value_passes_the_limit(preset: str, steps: int, dtype: str)
         assert values.max() <= 1.25, shape
 
 
-def test_gram_without_restarts_would_pass_it(monkeypatch: pytest.MonkeyPatch):
-    """The reason for the restarts, and a proof that the test above can fail."""
-    x = torch.stack([matrix(24, 80, kind) for kind in KINDS]).float()
-    monkeypatch.setitem(module._RESTARTS, torch.bfloat16, (99, 99))
+@pytest.mark.parametrize("shape", ["small", "sparse", "tall"])
+@pytest.mark.parametrize("preset", SAFETY)
+def test_many_small_and_sparse_matrices_stay_within_the_limit_in_bfloat16(preset: str, shape: str):
+    tiny = torch.stack([matrix(4, 16, kind, seed) for seed in range(150) for kind in KINDS]).float()
+    if shape != "small":
+        tiny = torch.nn.functional.pad(tiny, (0, 64, 0, 28))
+    x = tiny.mT.contiguous() if shape == "tall" else tiny
+    assert torch.linalg.matrix_norm(orthogonalize(x, preset, 5, "bfloat16"), 2).max() <= 1.25
+
+
+def test_without_the_margin_they_would_not(monkeypatch: pytest.MonkeyPatch):
+    x = torch.stack([matrix(4, 16, kind, seed) for seed in range(150) for kind in KINDS]).float()
+    monkeypatch.setattr(module, "_MARGIN", 1.0)
     assert torch.linalg.matrix_norm(orthogonalize(x, ns_dtype="bfloat16"), 2).max() > 2
-
-
-def test_gram_in_bfloat16_is_kept_from_the_preset_that_it_breaks(monkeypatch: pytest.MonkeyPatch):
-    x = torch.stack([matrix(2, 5, kind, seed) for kind in KINDS for seed in range(9)]).float()
-    monkeypatch.setattr(module, "_NO_GRAM", set())
+    monkeypatch.setattr(module, "_MARGIN", 1.12)
+    monkeypatch.setitem(module._RESTARTS_BFLOAT16, "polar_express", (99, 99))
+    assert torch.linalg.matrix_norm(orthogonalize(x, ns_dtype="bfloat16"), 2).max() > 2
+    monkeypatch.setitem(module._RESTARTS_BFLOAT16, "polar_express_paper", (1, 2))
     assert torch.linalg.matrix_norm(orthogonalize(x, "polar_express_paper", 5, "bfloat16"), 2).max() > 1.25
 
 
@@ -152,8 +160,8 @@ def test_a_batch_equals_one_by_one(shape: tuple[int, int]):
 def test_auto_takes_the_dtype_of_the_matrices_unless_bfloat16_is_native(monkeypatch: pytest.MonkeyPatch):
     cpu = torch.device("cpu")
     monkeypatch.setattr(module, "_native_bfloat16", lambda: True)
-    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 128) == torch.bfloat16
-    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 127) == torch.float32
+    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 64) == torch.bfloat16
+    assert module.compute_dtype("jordan", "auto", torch.float32, cpu, 63) == torch.float32
     assert module.compute_dtype("svd", "auto", torch.float32, cpu, 512) == torch.float32
     assert module.compute_dtype("jordan", "auto", torch.float64, cpu, 512) == torch.float64
     monkeypatch.setattr(module, "_native_bfloat16", lambda: False)
