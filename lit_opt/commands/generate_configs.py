@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,7 +78,11 @@ _DIGITS = Workload(
 # Config -> (recipe, workload). A new recipe adds a row.
 TABLE: dict[str, tuple[str, Workload]] = {
     "llm": ("llm", _TEXT),
+    "llm/muon": ("llm/muon", _TEXT),
+    "llm/muon_rms": ("llm/muon_rms", _TEXT),
+    "llm/normuon": ("llm/normuon", _TEXT),
     "cnn": ("cnn", _DIGITS),
+    "cnn/muon": ("cnn/muon", replace(_DIGITS, labelled={})),
 }
 
 
