@@ -9,8 +9,10 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_opt.callbacks.facts import is_flattened
 from lit_opt.callbacks.lr_scheduler import RecipeLR
-from lit_opt.optim import build
+from lit_opt.errors import RecipeError
+from lit_opt.optim import build, get_row
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
@@ -55,6 +57,8 @@ def configure_run(
         RecipeError: All problems at once.
     """
     resolved = resolve(spec, overrides, facts)
+    if is_flattened(module):
+        refuse_shards(resolved, "flat shards (FSDP1 or ZeRO)")
     groups = group_parameters(snapshot, resolved)
     named = [(clean_name(name), p) for name, p in module.named_parameters()]
     param_groups = groups.for_optimizer(named)
@@ -63,7 +67,7 @@ def configure_run(
         {"name": g["name"], "algorithm": g["algorithm"], "params": [name_of[id(p)] for p in g["params"]]}
         for g in param_groups
     ]
-    optimizer = _optimizer(resolved, param_groups)
+    optimizer = _optimizer(resolved, param_groups, name_of)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
         # the module's own method (Lightning#21435).
@@ -80,8 +84,37 @@ def configure_run(
     )
 
 
-def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]]) -> Optimizer:
+def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
+    """Refuse a matrix method where no process has a whole matrix.
+
+    Args:
+        resolved: The recipe's numbers.
+        where: What the parameters have become, for the message.
+
+    Raises:
+        RecipeError: The optimizer is a matrix method.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> refuse_shards(preview(get_recipe("llm")), "flat shards")
+    """
+    if isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix:
+        raise RecipeError(
+            [
+                f"optimizer: {resolved.optimizer} orthogonalises whole matrices, and this strategy makes them {where}, in "
+                "which rows and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with AdamW."
+            ]
+        )
+
+
+def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str]) -> Optimizer:
     if isinstance(resolved.optimizer, str):
+        if "stack" in get_row(resolved.optimizer).group_options:
+            # Stacks are found by name.
+            param_groups = [
+                group | {"params": [(name_of[id(p)], p) for p in group["params"]]} for group in param_groups
+            ]
         return build(
             resolved.optimizer,
             param_groups,

@@ -84,6 +84,19 @@ def is_deepspeed(trainer: Any) -> bool:
     return type(trainer.strategy).__name__ == "DeepSpeedStrategy"
 
 
+def flat_shards(trainer: Any) -> str:
+    """What a strategy turns parameters into before the optimizer sees them, in words; "" where they keep their shape.
+
+    DeepSpeed's stages 1 and 2 keep the module's parameters whole, but step on flat partitions of copies.
+    """
+    name = type(trainer.strategy).__name__
+    if name == "FSDPStrategy":
+        return "flat shards (FSDP1)"
+    config = getattr(trainer.strategy, "config", None)
+    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
+    return f"flat shards (ZeRO stage {stage})" if name == "DeepSpeedStrategy" and stage else ""
+
+
 def fsdp1_root(trainer: Any) -> Any:
     """FSDP1's root module, the only one that knows the norm over all shards; None elsewhere."""
     model = trainer.strategy.model

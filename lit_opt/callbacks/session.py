@@ -9,8 +9,8 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
-from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
+from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
@@ -53,6 +53,9 @@ class Session:
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
         self._refuse(own)
+        shards = flat_shards(trainer)
+        if shards and not (own and recipe.existing == "keep"):
+            refuse_shards(self.planned, shards)
         self.keeps_theirs = own and recipe.existing == "keep"
         self._install()
         if self.keeps_theirs:

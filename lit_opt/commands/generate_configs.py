@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -54,8 +54,10 @@ _TEXT = Workload(
     mode="min",
     # Trainable parameters without the embeddings; tokens are bytes here, and the batch is far below the reference.
     facts=RunFacts(total_steps=450, parameter_count=836_736),
-    # Values that this workload needs beside the recipe's: {"lr": (2e-3, "why")}.
-    labelled={},
+    labelled={
+        "lr": (2e-3, "tiny models want more than the range; with the warmup below 1.97 bits, else 2.31"),
+        "warmup": (100, "2 % of 450 steps are 9: too few for this rate (benchmarks/results)"),
+    },
 )
 
 _DIGITS = Workload(
@@ -85,14 +87,86 @@ _DIFFUSION = Workload(
     monitor="val_loss",
     mode="min",
     facts=RunFacts(total_steps=900, global_batch=64),
-    labelled={"lr": (1e-3, "PLACEHOLDER")},
+    labelled={
+        "lr": (
+            1e-3,
+            "for a tiny model: validation loss 0.196 against 0.261, Frechet distance 0.87 against 2.32 (seed 0, averages)",
+        )
+    },
+)
+
+_VIT = Workload(
+    about="A small vision transformer on the handwritten digits, at a batch of 256.",
+    model="lit_opt.workloads.ImageClassifier",
+    data="lit_opt.workloads.Digits",
+    model_args={
+        "model": "vit_tiny_patch16_224",
+        "small_images": False,
+        "width": 1.0,
+        "model_kwargs": {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3},
+        "label_smoothing": 0.1,
+    },
+    data_args={"batch_size": 256},
+    trainer={"max_epochs": 80, "log_every_n_steps": 5, "check_val_every_n_epoch": 8},
+    monitor="val_acc",
+    mode="max",
+    # 1,437 training images make 5 batches of 256.
+    facts=RunFacts(total_steps=80 * 5, global_batch=256),
+    labelled={"lr": (3e-3, "far above the range, for a tiny model in 400 steps: 95.5 % against 64.1 %, one seed")},
+)
+
+_CAPTIONS = Workload(
+    about="A small vision-language model that captions drawn letters, from scratch.",
+    model="lit_opt.workloads.VisionLanguageModel",
+    data="lit_opt.workloads.Glyphs",
+    data_args={"captions": True, "batch_size": 128, "val_samples": 512},
+    trainer={
+        "max_steps": 500,
+        "val_check_interval": 250,
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 10,
+    },
+    monitor="val_loss",
+    mode="min",
+    facts=RunFacts(total_steps=500, global_batch=128),
+    labelled={
+        "lr": (6e-3, "from scratch; the recipe's 1e-4 is for pretrained parts"),
+        "parts": ({"projector": {"lr_scale": 1.0}}, "from scratch no part is ahead of the others"),
+    },
+)
+
+_LARGE = Workload(
+    about="The narrow ResNet-18 on drawn letters at a batch of 4,096, as 16 of 256.",
+    model="lit_opt.workloads.ImageClassifier",
+    data="lit_opt.workloads.Glyphs",
+    model_args={"num_classes": 47, "small_images": False, "label_smoothing": 0.1},
+    data_args={"channels": 3, "batch_size": 256, "train_samples": 400_000},
+    trainer={
+        "max_steps": 50,
+        "accumulate_grad_batches": 16,
+        "val_check_interval": 400,
+        "check_val_every_n_epoch": None,
+        "log_every_n_steps": 1,
+    },
+    monitor="val_acc",
+    mode="max",
+    facts=RunFacts(total_steps=50, global_batch=4096, loader_batch=256, accumulation=16, data_parallel_size=1),
 )
 
 # Config -> (recipe, workload). A new recipe adds a row.
 TABLE: dict[str, tuple[str, Workload]] = {
     "llm": ("llm", _TEXT),
+    "llm/muon": ("llm/muon", replace(_TEXT, labelled={})),
+    "llm/muon_rms": ("llm/muon_rms", replace(_TEXT, labelled={})),
+    "llm/normuon": ("llm/normuon", replace(_TEXT, labelled={})),
     "cnn": ("cnn", _DIGITS),
     "diffusion": ("diffusion", _DIFFUSION),
+    "vit": ("vit", _VIT),
+    "vlm": ("vlm", _CAPTIONS),
+    "large_batch/lars": ("large_batch/lars", _LARGE),
+    "large_batch/lamb": ("large_batch/lamb", _LARGE),
+    "large_batch/control": ("large_batch/control", _LARGE),
+    "cnn/muon": ("cnn/muon", replace(_DIGITS, labelled={})),
 }
 
 

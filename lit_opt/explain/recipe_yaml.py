@@ -96,6 +96,7 @@ def _values(spec: RecipeSpec, o: Mapping[str, Any], facts: RunFacts | None) -> d
         "clip": p["clip"].number,
         "ema": p["ema"].number,
         "layer_decay": r.layer_decay,
+        "fallback": r.fallback or None,
         "parts": {name: {"lr_scale": scale} for name, scale in r.parts.items()} or None,
         "optimizer_kwargs": {k: v for k, v in r.hyperparameters.items() if k not in own} or None,
         **{key: r.hyperparameters.get(key) for key in own},

@@ -14,5 +14,5 @@ def shipped_configs() -> dict[str, Path]:
         >>> shipped_configs()["llm"].name
         'llm.yaml'
     """
-    files = sorted(CONFIGS.rglob("*.yaml"))
-    return {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in files}
+    files = {file.relative_to(CONFIGS).with_suffix("").as_posix(): file for file in CONFIGS.rglob("*.yaml")}
+    return dict(sorted(files.items()))

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lit_opt.optim.matrix.scale import FORMULAS, UNITS, update_rms
 from lit_opt.optim.registry import get_row
 from lit_opt.recipes.schema import RecipeSpec, Value
 from lit_opt.resolve import preview
@@ -76,6 +77,7 @@ def explain(spec: RecipeSpec, overrides: Mapping[str, Any] | None = None, facts:
         *_optimizer(spec, resolved),
         *_learning_rate(spec, resolved, o),
         *_weight_decay(spec, resolved),
+        *_fallback(spec, resolved),
         *_schedule(spec, resolved, o),
         *_rest(spec, resolved),
         *(_from_value("Hints: a callback cannot set these", name, v, origin="hint") for name, v in spec.hints.items()),
@@ -89,7 +91,8 @@ def _optimizer(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     for key in resolved.hyperparameters:
         name = key if key in ("betas", "momentum") else f"optimizer_kwargs.{key}"
         own = spec.hyperparameters.get(key) if resolved.optimizer == spec.optimizer.number else p[key].value
-        yield _entry(section, name, p[key], own, source=_default_source(resolved, p[key]))
+        units = (unit_note(resolved),) if key == "scale" else ()
+        yield _entry(section, name, p[key], own, source=_default_source(resolved, p[key]), notes=units)
 
 
 def _learning_rate(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, Any]) -> Iterator[Entry]:
@@ -131,6 +134,29 @@ def _weight_decay(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]
         own = spec.weight_decay if same else p["weight_decay"].value
         yield _entry(section, "weight_decay", p["weight_decay"], own, notes=(shrink_note(resolved),))
     yield _entry(section, "not decayed", p["no_decay"], spec.no_decay)
+
+
+def _fallback(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
+    """AdamW's numbers for what a matrix optimizer leaves."""
+    section = "AdamW for the rest: embeddings, heads, stems, norms, biases, vectors"
+    same = resolved.optimizer == spec.optimizer.number
+    for key in resolved.fallback:
+        p = resolved.provenance[f"fallback.{key}"]
+        own = spec.fallback.get(key) if same else None
+        yield _entry(section, f"fallback.{key}", p, own if own is not None else p.value)
+
+
+def unit_note(resolved: ResolvedRecipe) -> str:
+    """Whose learning rates a matrix optimizer takes, and how long its update is.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> unit_note(preview(get_recipe("llm/muon")))
+        "Muon's units: update lr x sqrt(max(1, rows / cols)) x P(G), RMS 6.3e-4 a step at 1024 x 1024"
+    """
+    scale = resolved.hyperparameters["scale"]
+    length = short(float(f"{update_rms(resolved.lr, scale, 1024, 1024):.1e}"))
+    return f"{UNITS[scale]}'s units: update lr x {FORMULAS[scale]} x P(G), RMS {length} a step at 1024 x 1024"
 
 
 def _schedule(spec: RecipeSpec, resolved: ResolvedRecipe, o: Mapping[str, Any]) -> Iterator[Entry]:
@@ -180,7 +206,7 @@ def shrink_note(resolved: ResolvedRecipe) -> str:
     momentum = resolved.hyperparameters.get("momentum")
     if resolved.weight_decay <= 0:
         return ""
-    if unit.startswith("decoupled"):
+    if unit.startswith(("decoupled", "times lr")):
         share, words = resolved.lr * resolved.weight_decay, "lr x wd"
     elif unit.startswith("L2, added") and momentum is not None:
         share, words = resolved.lr * resolved.weight_decay / (1 - momentum), "lr x wd / (1 - momentum)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from numbers import Real
 from typing import Any
 
@@ -19,6 +19,8 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "max_grad_norm": (0.0, math.inf),
     "momentum": (0.0, 1.0),
     "betas": (0.0, 1.0),
+    "beta2": (0.0, 1.0),
+    "gamma": (0.0, math.inf),
 }
 
 
@@ -50,7 +52,8 @@ def check_hyperparameters(
             problems.append(where + _unknown(row, key, value))
             continue
         try:
-            clean[key] = _plain(key, value, row.hyperparameters[key])
+            words = row.choices.get(key)
+            clean[key] = _word(value, words) if words else _plain(key, value, row.hyperparameters[key])
         except ValueError as problem:
             problems.append(f"{where}{key}: {problem}")
     return clean, problems
@@ -112,6 +115,12 @@ def _plain(key: str, value: Any, default: Any) -> Any:
     if default is None and number == 0:
         raise ValueError("0 would stop all training. Allowed: a number above 0, or None for none.")
     return number
+
+
+def _word(value: object, words: Sequence[str]) -> str:
+    if isinstance(value, str) and value in words:
+        return value
+    raise ValueError(f"{value!r} is unknown.{nearest(value, words)} Known: {', '.join(words)}.")
 
 
 def _number(key: str, value: object) -> float:

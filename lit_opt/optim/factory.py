@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
 from lit_opt.optim.implementation import choose_implementation, keep_implementation
+from lit_opt.optim.matrix.scale import check_units
 from lit_opt.optim.registry import get_row
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 
@@ -40,6 +41,10 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
         RecipeError: Unknown name or keyword, a value of the wrong type or out of bounds, a missing lr, an empty or
             duplicated parameter, a tensor that is not a leaf, a group of another algorithm. All problems at once.
 
+    Matrix methods (muon, ...) take groups of their own and, with "algorithm" "adamw", AdamW's; tensors with fewer than
+    two dimensions go to AdamW in any group. `fallback` (lr, betas, eps, weight_decay) is for AdamW where a group says
+    nothing. An embedding or a head cannot be recognised here: mark its group.
+
     Layer-wise methods (lars, lamb) adapt every group, also with weight_decay=0. A group dict that sets
     weight_decay to 0 itself is taken as excluded from decay and does not adapt, unless it has "always_adapt". A group
     that comes later through add_param_group adapts unless it has always_adapt=False.
@@ -62,22 +67,26 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
         [('decay', 0.1, 'adamw'), ('no_decay', 0.0, 'adamw')]
     """
     row = get_row(name)
-    values, problems = check_hyperparameters(row, hyperparameters)
+    extras, problems = _extras(row, hyperparameters)
+    values, value_problems = check_hyperparameters(row, {k: v for k, v in hyperparameters.items() if k not in extras})
     groups, group_problems = _groups(row, params)
-    problems += group_problems
+    problems += value_problems + group_problems
     problems += _tensor_problems(groups)
     for where, group in groups:
         clean, found = _check_group(row, group, where)
         group.update(clean)
         problems += found
-    if "lr" not in hyperparameters and not (groups and all("lr" in group for _, group in groups)):
+    own = [(where, group) for where, group in groups if group.get("algorithm", row.name) == row.name]
+    if "lr" not in hyperparameters and not (groups and all("lr" in group for _, group in own)):
         problems.append(missing_lr(row))
 
     defaults = {k: v for k, v in row.hyperparameters.items() if v is not REQUIRED} | values
     problems += check_nesterov(row, defaults)
-    for where, group in groups:
+    for where, group in own:
         if {"momentum", "nesterov"} & group.keys():
             problems += check_nesterov(row, defaults | group, where=where)
+        if "scale" in group:
+            problems += check_units(defaults, group, where=where)
     if problems:
         raise RecipeError(problems)
 
@@ -87,18 +96,36 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
                 group.setdefault(key, value)
         group.setdefault("algorithm", row.name)
     # Groups that are added later need some default; without a common one it is the first group's.
-    defaults.setdefault("lr", groups[0][1].get("lr"))
+    defaults.setdefault("lr", (own or groups)[0][1].get("lr"))
     nesterov = bool(row.fixed.get("nesterov")) or any((defaults | group).get("nesterov") for _, group in groups)
     tensors = [tensor for _, group in groups for tensor in _tensors(group)]
     factory = _load(row)
     options = (
-        defaults | dict(row.fixed) | dict(row.decayed_group) | choose_implementation(row, tensors, nesterov=nesterov)
+        defaults
+        | extras
+        | dict(row.fixed)
+        | dict(row.decayed_group)
+        | choose_implementation(row, tensors, nesterov=nesterov)
     )
     optimizer = factory([group for _, group in groups], **options)
     # add_param_group fills in what a group lacks from here.
     optimizer.defaults["algorithm"] = row.name
     keep_implementation(optimizer)
     return optimizer
+
+
+def _extras(row: OptimizerRow, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
+    """Keywords of a matrix method that are not hyperparameters, and the problems of its fallback."""
+    if not row.matrix:
+        return {}, []
+    extras = {key: given[key] for key in (*row.group_options, "fallback") if key in given}
+    fallback = extras.get("fallback")
+    if fallback is None:
+        return extras, []
+    if not isinstance(fallback, Mapping):
+        return extras, [f"fallback: {fallback!r} is not a dict, such as {{'lr': 3e-4, 'weight_decay': 0.01}}."]
+    extras["fallback"], problems = check_hyperparameters(get_row("adamw"), fallback, where="fallback: ")
+    return extras, problems
 
 
 def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
@@ -136,9 +163,12 @@ def _groups(row: OptimizerRow, params: object) -> tuple[list[tuple[str, dict[str
         if not group["params"] and not (problems and problems[-1].startswith(where)):
             problems.append(f"{where}params: empty. Leave the group out.")
         problems += _entry_problems(group["params"], where)
-        if group.get("algorithm", row.name) != row.name:
+        if group.get("algorithm", row.name) not in ((row.name, "adamw") if row.matrix else (row.name,)):
             problems.append(
-                f"{where}algorithm: {group['algorithm']!r} in an optimizer {row.name!r}. Only matrix methods mix "
+                f"{where}algorithm: {group['algorithm']!r} in an optimizer {row.name!r}. Allowed: {row.name!r} and "
+                f"'adamw'."
+                if row.matrix
+                else f"{where}algorithm: {group['algorithm']!r} in an optimizer {row.name!r}. Only matrix methods mix "
                 f"algorithms. Leave it out, or build one optimizer for each."
             )
         groups.append((where, group))
@@ -181,7 +211,9 @@ def _tensor_problems(groups: list[tuple[str, dict[str, Any]]]) -> list[str]:
 
 
 def _check_group(row: OptimizerRow, group: Mapping[str, Any], where: str) -> tuple[dict[str, Any], list[str]]:
-    extra = {*row.decayed_group, *row.excluded_group}
+    if group.get("algorithm", row.name) != row.name:
+        row = get_row("adamw")
+    extra = {*row.decayed_group, *row.excluded_group, *row.group_options}
     plain = {"params", "name", "algorithm", *extra}
     given = {key: value for key, value in group.items() if key not in plain}
     known = [*row.hyperparameters, *plain]

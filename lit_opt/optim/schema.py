@@ -60,6 +60,10 @@ class OptimizerRow:
         fused: The class has a `fused` option that is correct and wins where all tensors are on one CPU or CUDA
             device.
         clips_itself: The optimizer limits the gradient or the update itself, with its defaults.
+        choices: Keyword -> the words that it takes.
+        matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
+            "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
+        group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
     """
 
     name: str
@@ -77,3 +81,6 @@ class OptimizerRow:
     settings: Mapping[str, Published] = field(default_factory=dict)
     fused: bool = False
     clips_itself: bool = False
+    choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    matrix: bool = False
+    group_options: tuple[str, ...] = ()

@@ -6,6 +6,9 @@ a rule that counts dimensions at that point decays nothing (mlfoundations/open_c
 
 Order: the owner's type, the dimensions of free-standing parameters, what the model lists in `no_weight_decay()`, the
 part of the model (vlm), the user's `GroupRule`s. A later one wins; factors of the learning rate multiply.
+
+Under a matrix method each parameter also gets an algorithm: the method for hidden matrices, AdamW with the values of
+`fallback` for the rest, see `lit_opt.param_groups.matrices`.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.registry import get_row
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.parts import match_parts
-from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, place, rule_labels
+from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, misplaced, place, rule_labels
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
@@ -99,13 +102,16 @@ def group_parameters(
     parts = match_parts(snapshot, resolved.parts, resolved.part_globs)
     problems += parts.problems
     notes = list(parts.notes)
+    algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
+    routed = isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
+    if routed:
+        problems += misplaced(trainable, rules, algorithm)
     if resolved.trains == "adapters":
         adapter_notes, adapter_problems = check_adapters(snapshot, resolved.name)
         notes += adapter_notes
         problems += adapter_problems
     if problems:
         raise RecipeError(problems)
-    algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
     labels = rule_labels(resolved.groups)
     placed = [
         place(
@@ -117,10 +123,17 @@ def group_parameters(
             rules.get(info.name),
             labels,
             parts.of.get(info.name),
+            routed,
         )
         for info in trainable
     ]
-    return ParamGroups(snapshot, placed, notes)
+    if routed and not any(item.row.algorithm == algorithm for item in placed):
+        notes.append(
+            f"{algorithm}: the module has no hidden matrix, so AdamW takes everything; a recipe without {algorithm} says "
+            "the same in fewer words."
+        )
+    shared = {"betas": resolved.fallback["betas"], "eps": resolved.fallback["eps"]} if routed else {}
+    return ParamGroups(snapshot, placed, notes, {"adamw": shared})
 
 
 class ParamGroups:
@@ -129,8 +142,15 @@ class ParamGroups:
     Made by `group_parameters`. `notes` holds sentences for the log: parts that were not found, what is frozen.
     """
 
-    def __init__(self, snapshot: ParamSnapshot, placed: list[Placed], notes: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        snapshot: ParamSnapshot,
+        placed: list[Placed],
+        notes: Sequence[str] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+    ) -> None:
         self.notes = tuple(notes)
+        self._options = dict(options or {})
         self._snapshot = snapshot
         self._placed = placed
         names = [item.row.name for item in placed]
@@ -227,6 +247,8 @@ class ParamGroups:
                         "lr": row.lr,
                         "weight_decay": row.weight_decay,
                         **_row_options(row.algorithm, members[0].decayed),
+                        **self._options.get(row.algorithm, {}),
+                        **dict(members[0].options),
                     }
                 )
         if not result:

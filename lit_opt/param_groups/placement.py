@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lit_opt.errors import nearest
+from lit_opt.param_groups.matrices import matrix_shape
 from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 from lit_opt.recipes.schema import GroupRule
 
@@ -41,11 +42,15 @@ class ParamRow:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A row, whether it is decayed, and where its group stands: by rule, part, layer, decayed first."""
+    """A row, whether it is decayed, where its group stands, and how a matrix method reads it.
+
+    Groups are sorted by rule, part and layer, the method before AdamW, the decayed first.
+    """
 
     row: ParamRow
     decayed: bool
     order: tuple[int, ...]
+    options: tuple[tuple[str, Any], ...] = ()
 
 
 def match_rules(
@@ -88,7 +93,7 @@ def rule_labels(rules: Iterable[GroupRule]) -> list[str]:
     labels: list[str] = []
     for index, rule in enumerate(rules):
         label = re.sub(r"[^\w./-]+", "", rule.match).strip("./-") or f"rule_{index}"
-        while label in labels:
+        while label in labels or label == "adamw":  # the name of the groups that a matrix method leaves
             label += f"_{index}"
         labels.append(label)
     return labels
@@ -103,16 +108,35 @@ def place(
     matched: tuple[int, GroupRule] | None,
     labels: list[str],
     part: str | None,
+    routed: bool = False,
 ) -> Placed:
-    """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins."""
+    """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins.
+
+    Args:
+        info: The parameter.
+        resolved: The recipe's numbers.
+        algorithm: The recipe's optimizer.
+        layer_decay: Factor per layer.
+        last_layer: Layer id of the head.
+        matched: Index and rule of the user's that matches it.
+        labels: A text for each rule.
+        part: Its part of the model.
+        routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW.
+    """
     decayed = info.role not in resolved.no_decay
     reason = info.why
+    rule = matched[1] if matched is not None else GroupRule(match="*")
+    if routed and (rule.algorithm or ("adamw" if info.matrix.left else algorithm)) == "adamw":
+        method, algorithm, base = algorithm, "adamw", resolved.fallback
+    else:
+        method, base = algorithm, {"lr": resolved.lr, "weight_decay": resolved.weight_decay}
+        algorithm = rule.algorithm or algorithm
     if decayed and info.listed:
         decayed, reason = False, f"listed in {info.listed}"
-    weight_decay = resolved.weight_decay if decayed else 0.0
-    lr = resolved.lr
+    weight_decay = base["weight_decay"] if decayed else 0.0
+    lr = base["lr"]
     parts = []
-    notes = []
+    notes = [_routing_note(info, algorithm, method, rule)] if routed else []
     if part is not None:
         lr *= resolved.parts[part]
         parts.append(part)
@@ -126,8 +150,7 @@ def place(
         parts.append(f"layer_{layer:02d}")
         notes.append(f"layer {layer} of {last_layer}: lr x {scale:.3g}")
     if matched is not None:
-        index, rule = matched
-        parts.append(labels[index])
+        parts.append(labels[matched[0]])
         changes = []
         if rule.lr_scale is not None:
             lr *= rule.lr_scale
@@ -137,9 +160,11 @@ def place(
             decayed = weight_decay > 0
             changes.append(f"weight decay {weight_decay:g}")
         if rule.algorithm is not None:
-            algorithm = rule.algorithm
             changes.append(f"algorithm {algorithm}")
         notes.append(f"your rule {rule.match!r}: {', '.join(changes) or 'a group of its own'}")
+    options = _matrix_options(info) if routed and algorithm == method else ()
+    if routed:
+        parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
     reason += ": decayed" if decayed else ": not decayed"
     row = ParamRow(
         name=info.name,
@@ -154,6 +179,47 @@ def place(
         -1 if matched is None else matched[0],
         -1 if part is None else list(resolved.parts).index(part),
         (info.layer or 0) if layer_decay != 1.0 else 0,
+        algorithm != method,
         not decayed,
     )
-    return Placed(row, decayed, order)
+    return Placed(row, decayed, order, options)
+
+
+def misplaced(trainable: Iterable[ParamInfo], rules: Mapping[str, tuple[int, GroupRule]], method: str) -> list[str]:
+    """One sentence for each rule that gives a matrix method what it cannot take."""
+    wrong: dict[int, tuple[GroupRule, list[ParamInfo]]] = {}
+    for info in trainable:
+        index, rule = rules.get(info.name, (-1, None))
+        if rule is not None and rule.algorithm == method and (not info.matrix.layout or info.role == "adapter"):
+            wrong.setdefault(index, (rule, []))[1].append(info)
+    return [
+        f"groups: rule {rule.match!r} gives {method} {len(infos)} that it does not take, such as {infos[0].name!r} "
+        f"({infos[0].matrix.left}, {' x '.join(map(str, infos[0].shape)) or 'scalar'}). Make the glob narrower, such as "
+        f"'*.weight', or put a rule with algorithm='adamw' before it."
+        for rule, infos in wrong.values()
+    ]
+
+
+def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule) -> str:
+    if rule.algorithm is not None:
+        return f"{algorithm}, as you say"
+    if algorithm != method:
+        return f"adamw: {info.matrix.left}"
+    count, rows, cols = matrix_shape(info.shape, info.matrix.layout, info.matrix.count)
+    words = f"{count} hidden matrices" if count > 1 else "hidden matrix"
+    return f"{method}: {words} {rows} x {cols}"
+
+
+def _matrix_options(info: ParamInfo) -> tuple[tuple[str, Any], ...]:
+    """What the optimizer's group needs beyond the number of dimensions, which says "matrix" or "conv" by itself."""
+    options: list[tuple[str, Any]] = []
+    if info.matrix.layout not in ("matrix", "conv"):
+        options.append(("layout", info.matrix.layout))
+    if info.matrix.count > 1:
+        options.append(("num_heads", info.matrix.count))
+    return tuple(options)
+
+
+def _layout_parts(options: Mapping[str, Any]) -> list[str]:
+    layout = [options["layout"]] if "layout" in options else []
+    return layout + ([f"blocks_{options['num_heads']}"] if "num_heads" in options else [])

@@ -103,7 +103,7 @@ def decide_role(path: str, owner: nn.Module, shape: Sequence[int], parents: Mapp
     if type(owner).__name__ == "ParametrizationList":
         # X.parametrizations.weight.original is X.weight; weight_norm stores magnitude and direction.
         magnitude = parts[-1] == "original0" and any(type(p).__name__ == "_WeightNorm" for p in owner.children())
-        leaf, owner = parts[-2], parents.get(".".join(parts[:-3]), owner)
+        leaf, owner = parts[-2], real_owner(parts, owner, parents)
         if magnitude:
             return "scale", f"magnitude of {leaf} (weight_norm of {type_name(owner)})"
     elif leaf.endswith(("_g", "_v")) and {leaf[:-2] + "_g", leaf[:-2] + "_v"} <= owner._parameters.keys():
@@ -113,6 +113,21 @@ def decide_role(path: str, owner: nn.Module, shape: Sequence[int], parents: Mapp
     elif leaf.endswith("_orig"):
         leaf = leaf.removesuffix("_orig")  # spectral_norm and pruning keep the weight under this name.
     return _by_owner(parts, leaf, owner, shape) or _free_standing(leaf, owner, shape)
+
+
+def real_owner(parts: list[str], owner: nn.Module, parents: Mapping[str, nn.Module]) -> nn.Module:
+    """The layer that a parameter belongs to, seen through torch's parametrizations.
+
+    Example:
+        >>> from torch import nn
+        >>> layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 2))
+        >>> modules = dict(layer.named_modules())
+        >>> type_name(real_owner("parametrizations.weight.original1".split("."), layer.parametrizations.weight, modules))
+        'Linear'
+    """
+    if type(owner).__name__ != "ParametrizationList":
+        return owner
+    return parents.get(".".join(parts[:-3]), owner)
 
 
 def _by_owner(parts: list[str], leaf: str, owner: nn.Module, shape: Sequence[int]) -> tuple[str, str] | None:

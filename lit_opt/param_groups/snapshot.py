@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -13,7 +13,9 @@ from torch import nn
 from torch.nn.parameter import is_lazy
 
 from lit_opt.errors import RecipeError
+from lit_opt.param_groups.ends import find_ends
 from lit_opt.param_groups.layer_depth import layer_ids
+from lit_opt.param_groups.matrices import Matrix, decide_matrix
 from lit_opt.param_groups.roles import ROLES, decide_role, type_name
 
 _WRAPPERS = re.compile(r"(?<![^.])(?:_fsdp_wrapped_module|_orig_mod|_checkpoint_wrapped_module)(?:\.|$)")
@@ -36,6 +38,7 @@ class ParamInfo:
         aliases: Its other names (tied weights, shared modules).
         listed: The `no_weight_decay()` that names it, or "".
         layer: Layer id for layer-wise learning-rate decay, or None where the module has no repeated blocks.
+        matrix: How a matrix method reads it, or why it does not.
     """
 
     name: str
@@ -47,6 +50,7 @@ class ParamInfo:
     aliases: tuple[str, ...] = ()
     listed: str = ""
     layer: int | None = None
+    matrix: Matrix = field(default_factory=Matrix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
     holders = list(_holders(modules))
     flat_shapes = _fsdp1_shapes(module)
     listed = _listed(modules, [name for name, _, _ in holders])
+    ends = find_ends(modules)
 
     tensors: dict[int, list[tuple[str, nn.Module, nn.Parameter]]] = {}
     for name, owner, parameter in holders:
@@ -119,6 +124,9 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
             why = f"tied with {places[decisive][0]} ({ROLES[role]})"
         elif len(places) > 1 and role in _TIED_ORDER:
             why += f", tied with {places[1][0]}"
+        by_model = next((listed[n] for n, _, _ in places if n in listed), "")
+        # A layer that is a head or a router under one of its names is one.
+        readings = [decide_matrix(n, o, role, shape, by_model, modules, ends) for n, o, _ in places]
         found.append(
             ParamInfo(
                 name=name,
@@ -128,7 +136,8 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
                 why=why,
                 trainable=parameter.requires_grad,
                 aliases=tuple(n for n, _, _ in places[1:]),
-                listed=next((listed[n] for n, _, _ in places if n in listed), ""),
+                listed=by_model,
+                matrix=next((reading for reading in readings if reading.left), readings[0]),
             )
         )
     layers = layer_ids(modules, {info.name: info.role for info in found})

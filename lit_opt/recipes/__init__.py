@@ -15,7 +15,7 @@ ALIASES = {"large_batch": "large_batch/lars"}
 # Settings that are complete as data while a part of the package that they need is still missing.
 NOT_BUILT: dict[str, str] = {}
 
-_NOT_SETTINGS = {"schema", "common"}
+_NOT_SETTINGS = {"schema", "common", "muon"}
 
 
 @cache

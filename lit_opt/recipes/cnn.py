@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from lit_opt.recipes.common import BF16, CHANNELS_LAST, CLIP_OFF, EMA_OFF, NO_DECAY, label_smoothing
+from dataclasses import replace
+
+from lit_opt.recipes import muon
+from lit_opt.recipes.common import BF16, CHANNELS_LAST, CLIP_OFF, EMA_OFF, MUON_FALLBACK, NO_DECAY, label_smoothing
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
 SGD = Value(
@@ -61,47 +64,71 @@ WARMUP_START = Value(
     0.01, unit="fraction of the peak", common_practice="0.01", source="torchvision references train.py"
 )
 
-RECIPES = (
-    RecipeSpec(
-        name="cnn",
-        setting="cnn",
-        summary="Convolutional networks with SGD, momentum and cosine decay",
-        deviate="AdamW for transformer-heavy stacks or faster early convergence",
-        optimizer=SGD,
-        lr=LearningRate(
-            base=SGD_LR,
-            scaling=Scaling(
-                rule=LINEAR,
-                reference_batch=REFERENCE_BATCH,
-                batch_unit="samples",
-                limit=Value(
-                    8192,
-                    unit="images",
-                    common_practice="beyond it the linear rule breaks: see large_batch",
-                    source="arXiv:1706.02677",
-                ),
-                down=True,
+SGD_RECIPE = RecipeSpec(
+    name="cnn",
+    setting="cnn",
+    summary="Convolutional networks with SGD, momentum and cosine decay",
+    deviate="AdamW for transformer-heavy stacks or faster early convergence",
+    optimizer=SGD,
+    lr=LearningRate(
+        base=SGD_LR,
+        scaling=Scaling(
+            rule=LINEAR,
+            reference_batch=REFERENCE_BATCH,
+            batch_unit="samples",
+            limit=Value(
+                8192,
+                unit="images",
+                common_practice="beyond it the linear rule breaks: see large_batch",
+                source="arXiv:1706.02677",
             ),
+            down=True,
         ),
-        weight_decay=SGD_WEIGHT_DECAY,
-        hyperparameters=SGD_HYPERPARAMETERS,
-        no_decay=NO_DECAY,
-        warmup=Warmup(
-            length=Value(
-                0.05,
-                unit="fraction of the run",
-                common_practice="5 epochs of 100; NVIDIA 8 of 90",
-                source="torchvision ResNet50 v2 (pytorch/vision#3995), NVIDIA ConvNets configs.yml",
-            ),
-            start=WARMUP_START,
-        ),
-        decay=Decay(kind=COSINE, final=TO_ZERO),
-        clip=CLIP_OFF,
-        ema=EMA_OFF,
-        hints={
-            "precision": BF16,
-            "channels_last": CHANNELS_LAST,
-            "label_smoothing": label_smoothing("NVIDIA ConvNets, RSB, torchvision ResNet50 v2"),
-        },
     ),
+    weight_decay=SGD_WEIGHT_DECAY,
+    hyperparameters=SGD_HYPERPARAMETERS,
+    no_decay=NO_DECAY,
+    warmup=Warmup(
+        length=Value(
+            0.05,
+            unit="fraction of the run",
+            common_practice="5 epochs of 100; NVIDIA 8 of 90",
+            source="torchvision ResNet50 v2 (pytorch/vision#3995), NVIDIA ConvNets configs.yml",
+        ),
+        start=WARMUP_START,
+    ),
+    decay=Decay(kind=COSINE, final=TO_ZERO),
+    clip=CLIP_OFF,
+    ema=EMA_OFF,
+    hints={
+        "precision": BF16,
+        "channels_last": CHANNELS_LAST,
+        "label_smoothing": label_smoothing("NVIDIA ConvNets, RSB, torchvision ResNet50 v2"),
+    },
 )
+
+MUON = replace(
+    SGD_RECIPE,
+    name="cnn/muon",
+    summary="Convolutional networks with Muon on kernels as (out, in x height x width); the stem on AdamW; unverified",
+    deviate="cnn, whose numbers are published",
+    optimizer=muon.transferred(muon.MUON, "llm/muon"),
+    lr=muon.unscaled(
+        replace(
+            muon.transferred(muon.LR, "llm/muon"),
+            common_practice="0.02 to start; airbench 0.24 with momentum 0.6 at 2,000 images is a speedrun",
+        ),
+        Value(
+            2000,
+            unit="images",
+            common_practice="2,000 in airbench, the one public run with convolutions that was read",
+            source="cifar10-airbench airbench94_muon.py",
+        ),
+        "samples",
+    ),
+    weight_decay=muon.transferred(muon.WEIGHT_DECAY, "llm/muon"),
+    hyperparameters=muon.all_transferred(muon.HYPERPARAMETERS, "llm/muon"),
+    fallback=muon.all_transferred(MUON_FALLBACK, "llm/muon"),
+)
+
+RECIPES = (SGD_RECIPE, MUON)

@@ -33,6 +33,33 @@ ADAM_EPS = Value(
     source="nanoGPT train.py, torchtitan optimizer.py:378, OLMo-core",
 )
 
+_MUON_README = "KellerJordan/Muon README.md, muon.py"
+
+# AdamW beside matrices in Muon's own units (lr about 0.02), for embeddings, heads, norms and biases.
+MUON_FALLBACK = {
+    "lr": Value(
+        3e-4,
+        unit="peak, per step, of what is left to AdamW",
+        common_practice="3e-4; nanochat 0.3 for the embedding and 0.008 for the head",
+        source=f"{_MUON_README}; nanochat scripts/base_train.py",
+    ),
+    "betas": Value(
+        (0.9, 0.95), unit="decay of the moments per step", common_practice="(0.9, 0.95)", source=_MUON_README
+    ),
+    "eps": Value(
+        1e-8,
+        unit="added to the root of the second moment",
+        common_practice="1e-8 in Moonlight; 1e-10 in KellerJordan/Muon and nanochat",
+        source="MoonshotAI/Moonlight examples/toy_train.py",
+    ),
+    "weight_decay": Value(
+        0.01,
+        unit="decoupled, times the lr of AdamW",
+        common_practice="0.01 on what is decayed at all",
+        source=f"{_MUON_README}; microsoft/dion configs/muon_160m.yaml (0.01)",
+    ),
+}
+
 BF16 = Value(
     "bf16-mixed",
     unit="Trainer(precision=...)",

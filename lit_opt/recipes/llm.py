@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, NO_DECAY
+from lit_opt.recipes import muon
+from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, MUON_FALLBACK, NO_DECAY
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
 # The field guide's range; the size table below comes from published runs.
@@ -193,4 +194,64 @@ LORA = replace(
     trains="adapters",
 )
 
-RECIPES = (PRETRAINING, FINETUNE, LORA)
+_ADAMW = PRETRAINING.hyperparameters
+
+MUON = replace(
+    PRETRAINING,
+    name="llm/muon",
+    summary="Language-model pretraining with Muon on the hidden matrices and AdamW on the rest, in Muon's own units",
+    deviate="llm/muon_rms to change an existing AdamW run as little as possible: one rate and one decay for all",
+    optimizer=muon.MUON,
+    lr=muon.unscaled(
+        muon.LR,
+        Value(
+            2**20,
+            unit="tokens",
+            common_practice="1 M in dion, 0.5 M in nanochat",
+            source="microsoft/dion configs/muon_160m.yaml (1024 x 1024), nanochat scripts/base_train.py (2^19)",
+        ),
+        "tokens",
+    ),
+    weight_decay=muon.WEIGHT_DECAY,
+    hyperparameters=muon.HYPERPARAMETERS,
+    fallback=MUON_FALLBACK,
+)
+
+MUON_RMS = replace(
+    PRETRAINING,
+    name="llm/muon_rms",
+    summary="Language-model pretraining with Muon in AdamW's units: one rate and one decay for matrices and the rest",
+    deviate="llm/muon for the field guide's own numbers, which its range and most small-scale results belong to",
+    optimizer=muon.MUON,
+    hyperparameters=muon.HYPERPARAMETERS_RMS,
+    fallback=_ADAMW,
+)
+
+_NORMUON = "zichongli5/NorMuon normuon.py, arXiv:2510.05491"
+
+NORMUON = replace(
+    MUON,
+    name="llm/normuon",
+    summary="Language-model pretraining with NorMuon: Muon with rows of equal length; rates from llm/muon, unverified",
+    deviate="llm/muon, whose numbers are published",
+    optimizer=Value(
+        "normuon",
+        unit="registry name; embeddings, heads, norms, biases and vectors go to AdamW",
+        common_practice="NorMuon in nanochat and modded-nanogpt; Muon elsewhere",
+        source=_NORMUON,
+    ),
+    lr=replace(MUON.lr, base=muon.transferred(muon.LR, "llm/muon")),
+    weight_decay=muon.transferred(muon.WEIGHT_DECAY, "llm/muon"),
+    hyperparameters={
+        **muon.all_transferred(muon.HYPERPARAMETERS, "llm/muon"),
+        "beta2": Value(
+            0.95,
+            unit="decay of the rows' second moment per step",
+            common_practice="0.95; 0.9 in nanochat",
+            source=f"{_NORMUON}; microsoft/dion normuon.py",
+        ),
+    },
+    fallback=muon.all_transferred(MUON_FALLBACK, "llm/muon"),
+)
+
+RECIPES = (PRETRAINING, MUON, MUON_RMS, NORMUON, FINETUNE, LORA)

@@ -248,6 +248,8 @@ class RecipeSpec:
         lr: Peak learning rate.
         weight_decay: torch's unit: multiplied by the learning rate.
         hyperparameters: The optimizer's other keywords (betas, eps, momentum, ...).
+        fallback: lr, betas, eps and weight_decay of AdamW for what a matrix optimizer leaves. Where its units are
+            AdamW's, lr and weight_decay are the matrices' own and are not given here.
         no_decay: Roles of parameters that are not decayed, see `lit_opt.param_groups`.
         warmup: Linear warmup.
         decay: The schedule after it.
@@ -286,9 +288,10 @@ class RecipeSpec:
     trains: str = "all"
     moderate_batch: Value | None = None
     hints: Mapping[str, Value] = field(default_factory=dict)
+    fallback: Mapping[str, Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("hyperparameters", "parts", "hints"):
+        for name in ("hyperparameters", "parts", "hints", "fallback"):
             object.__setattr__(self, name, FrozenMapping(getattr(self, name)))
 
     @property

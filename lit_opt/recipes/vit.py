@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from lit_opt.recipes import muon
 from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, NO_DECAY, label_smoothing
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
@@ -160,4 +161,17 @@ FINETUNE = replace(
     hints={"precision": BF16, "label_smoothing": label_smoothing(_MAE)},
 )
 
-RECIPES = (FROM_SCRATCH, FINETUNE)
+# Nobody published it: the rate and decay are the recipe's own, Muon's update has AdamW's length.
+MUON = replace(
+    FROM_SCRATCH,
+    name="vit/muon",
+    summary="Vision transformers with Muon in AdamW's units, at the rate and decay of vit; unverified",
+    deviate="vit, whose numbers are published",
+    optimizer=muon.transferred(muon.MUON, "llm/muon_rms"),
+    lr=replace(FROM_SCRATCH.lr, base=muon.transferred(FROM_SCRATCH.lr.base, "vit")),
+    weight_decay=muon.transferred(FROM_SCRATCH.weight_decay, "vit"),
+    hyperparameters=muon.all_transferred(muon.HYPERPARAMETERS_RMS, "llm/muon_rms"),
+    fallback=FROM_SCRATCH.hyperparameters,
+)
+
+RECIPES = (FROM_SCRATCH, MUON, FINETUNE)

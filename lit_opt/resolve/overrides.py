@@ -13,7 +13,6 @@ from numbers import Integral, Real
 from typing import Any, TypeVar
 
 from lit_opt.errors import nearest
-from lit_opt.optim.registry import list_optimizers
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec, RecipeSpec
 from lit_opt.resolve.overrides_optimizer import optimizer_problems
 from lit_opt.schedules import FIELDS_OF_KIND, KINDS
@@ -269,11 +268,6 @@ def _group_problems(groups: object) -> Iterator[str]:
             number = getattr(rule, name)
             if number is not None and not (is_real(number) and number >= 0):
                 yield f"groups[{i}].{name}: {number!r} is not allowed; give a number from 0 up.{_word_hint(number)}"
-        if rule.algorithm is not None and rule.algorithm not in list_optimizers():
-            yield (
-                f"groups[{i}].algorithm: {rule.algorithm!r} is unknown.{nearest(rule.algorithm, list_optimizers())} "
-                f"Known: {', '.join(list_optimizers())}."
-            )
         if rule.lr_scale is None and rule.weight_decay is None and rule.algorithm is None:
             yield f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm=."
 

@@ -8,12 +8,18 @@ from typing import Any
 
 from lit_opt.errors import nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov
+from lit_opt.optim.matrix.scale import UNITS, check_units
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve.lr import batch_rule
 
 # Keywords that are arguments of Recipe themselves.
 OWN_ARGUMENTS = ("lr", "weight_decay", "betas", "momentum")
+
+# What AdamW takes of `fallback`.
+FALLBACK_KEYS = ("lr", "betas", "eps", "weight_decay")
+
+MATRIX = tuple(name for name in list_optimizers() if get_row(name).matrix)
 
 
 def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
@@ -58,12 +64,91 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             other = {"betas": "momentum", "momentum": "betas"}.get(key)
             instead = f" It has {other}=." if other in accepted else ""
             yield f"{key}: {name} has no {key}.{instead} Its keywords: {', '.join(accepted)}."
-    if "fallback" in o:
+    yield from _algorithm_problems(name, row, o.get("groups", ()))
+    if row is not None and row.matrix:
+        yield from _fallback_problems(o.get("fallback", {}))
+        yield from unit_problems(spec, row, o)
+    elif "fallback" in o:
         yield (
             f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "
-            "Remove fallback=, or choose a matrix optimizer."
+            f"Remove fallback=, or choose a matrix optimizer: {', '.join(MATRIX)}."
         )
     yield from _keyword_problems(name, row, accepted, o)
+
+
+def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> list[str]:
+    """A scale of the other unit system, with the learning rate or decay of this one.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> o = {"optimizer_kwargs": {"scale": "match_rms_adamw"}, "lr": 3e-4}
+        >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), o)
+        >>> problem[:107]
+        "optimizer_kwargs.scale: 'match_rms_adamw' takes AdamW's learning rates, but weight_decay=0.01 belongs to sc"
+    """
+    kwargs = o.get("optimizer_kwargs", {})
+    given = {key: o[key] for key in ("lr", "weight_decay") if key in o}
+    if isinstance(kwargs, Mapping) and isinstance(kwargs.get("scale"), str):
+        given["scale"] = kwargs["scale"]
+    if "base_lr" in o:
+        given["lr"] = o["base_lr"]
+    return check_units(published_units(spec, row), given, where="optimizer_kwargs.")
+
+
+def published_units(spec: RecipeSpec, row: OptimizerRow) -> dict[str, Any]:
+    """lr, weight_decay and scale that belong together: the recipe's, or the registry's for this setting.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> published_units(get_recipe("llm"), get_row("muon"))
+        {'scale': 'original', 'lr': 0.02, 'weight_decay': 0.01}
+    """
+    scale = row.hyperparameters.get("scale")
+    if row.name == spec.optimizer.number:
+        own = spec.hyperparameters.get("scale")
+        lr, weight_decay = spec.lr.base, spec.weight_decay
+    elif spec.registry_key in row.settings:
+        published = row.settings[spec.registry_key]
+        own, lr, weight_decay = published.hyperparameters.get("scale"), published.lr, published.weight_decay
+    else:
+        return {"scale": scale}
+    return {"scale": own.number if own else scale, "lr": lr.number, "weight_decay": weight_decay.number}
+
+
+def _fallback_problems(given: object) -> Iterator[str]:
+    if not isinstance(given, Mapping):
+        yield f"fallback: {given!r} is a {type(given).__name__}; give a dictionary such as {{'lr': 3e-4, 'betas': (0.9, 0.95)}}."
+        return
+    for key in given:
+        if key not in FALLBACK_KEYS:
+            yield f"fallback.{key}: unknown.{nearest(key, FALLBACK_KEYS)} AdamW takes here: {', '.join(FALLBACK_KEYS)}."
+    known = {key: value for key, value in given.items() if key in FALLBACK_KEYS}
+    yield from check_hyperparameters(get_row("adamw"), known, where="fallback.")[1]
+
+
+def _algorithm_problems(name: str, row: OptimizerRow | None, groups: object) -> Iterator[str]:
+    """Which optimizer a rule may name: under a matrix method itself or AdamW, elsewhere none."""
+    if not isinstance(groups, list | tuple):
+        return
+    rules = [(i, _field(rule, "match"), _field(rule, "algorithm")) for i, rule in enumerate(groups)]
+    named = [(i, match, algorithm) for i, match, algorithm in rules if algorithm is not None]
+    if row is not None and row.matrix:
+        for i, match, algorithm in named:
+            if algorithm not in (row.name, "adamw"):
+                yield (
+                    f"groups[{i}].algorithm: {algorithm!r} for {match!r} under {name}.{nearest(algorithm, (row.name, 'adamw'))} "
+                    f"Allowed: {row.name!r} and 'adamw', the two in one optimizer."
+                )
+    elif named:
+        which = ", ".join(f"{algorithm!r} for {match!r}" for _, match, algorithm in named)
+        yield (
+            f"groups: {which}, but {name} is one algorithm for all parameters. Remove algorithm=, or choose a matrix "
+            f"optimizer, which leaves a part to AdamW: {', '.join(MATRIX)}."
+        )
+
+
+def _field(rule: object, name: str) -> Any:
+    return rule.get(name) if isinstance(rule, Mapping) else getattr(rule, name, None)
 
 
 def _unpublished(
@@ -83,8 +168,23 @@ def _unpublished(
     if asked:
         yield (
             f"optimizer: no starting values are published for {name!r} in the setting {spec.registry_key!r}, and another "
-            f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}."
+            f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}.{_units_note(row, o)}"
         )
+
+
+def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
+    """Whose learning rates a matrix method takes with the scale that is given or by default."""
+    if row is None or not row.matrix:
+        return ""
+    kwargs = o.get("optimizer_kwargs", {})
+    scale = kwargs.get("scale") if isinstance(kwargs, Mapping) else None
+    scale = scale if isinstance(scale, str) and scale in UNITS else row.hyperparameters["scale"]
+    like = "lr about 0.02, weight_decay 0.01" if UNITS[scale] == "Muon" else "those that AdamW would have"
+    other = "match_rms_adamw" if UNITS[scale] == "Muon" else "original"
+    return (
+        f" They are {UNITS[scale]}'s ({like}) with scale {scale!r}; for {UNITS[other]}'s give "
+        f"optimizer_kwargs={{'scale': {other!r}}}."
+    )
 
 
 def _keyword_problems(

@@ -13,6 +13,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.optim.check import check_hyperparameters
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Value
+from lit_opt.resolve.fallback import resolve_fallback
 from lit_opt.resolve.lr import resolve_lr
 from lit_opt.resolve.notes import batch_notes
 from lit_opt.resolve.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
@@ -81,7 +82,8 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
     if layer_decay is not None:
         origins["layer_decay"] = _origin(o, "layer_decay", layer_decay, spec.layer_decay)
     origins["no_decay"] = Provenance(number=spec.no_decay.number, origin="recipe", value=spec.no_decay)
-    origins |= {f"fallback.{k}": Provenance(number=x, origin="yours") for k, x in o.get("fallback", {}).items()}
+    fallback, origin = resolve_fallback(spec, row, o, lr, weight_decay, hyperparameters)
+    origins |= origin
     parts, part_globs, origin = _parts(spec, o)
     origins |= origin
     hint = "a hint, no callback can set it"
@@ -101,7 +103,7 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         ema=ema,
         groups=tuple(build_spec(GroupRule, rule) for rule in o.get("groups", ())),
         layer_decay=layer_decay,
-        fallback=dict(o.get("fallback", {})),
+        fallback=fallback,
         parts=parts,
         part_globs=part_globs,
         trains=spec.trains,

@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from lit_opt.optim import build, get_row, list_optimizers
 
 # A rate that trains the small problems below. What is not listed gets the last entry.
-LR = {"lars": 5.0, "lamb": 0.02, "sgd": 0.05, "nesterov": 0.05}
+LR = {"lars": 5.0, "lamb": 0.02, "sgd": 0.05, "nesterov": 0.05, "mars_m": 0.1}
 DEFAULT_LR = 0.02
 
 every_optimizer = pytest.mark.parametrize("name", list_optimizers())

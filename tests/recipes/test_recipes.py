@@ -62,6 +62,35 @@ FINETUNE = {
     "ema": 0.0,
     "hints.precision": "bf16-mixed",
 }
+BY_SIZE = {key: number for key, number in LLM.items() if "by_parameters" in key or key == "lr.scaling.limit"}
+MUON = {
+    "optimizer": "muon",
+    "lr.base": 0.02,
+    "lr.scaling.rule": "none",
+    "lr.scaling.reference_batch": 2**20,
+    "weight_decay": 0.01,
+    "hyperparameters.momentum": 0.9,
+    "hyperparameters.nesterov": True,
+    "hyperparameters.scale": "original",
+    "hyperparameters.ns_steps": 5,
+    "fallback.lr": 3e-4,
+    "fallback.betas": (0.9, 0.95),
+    "fallback.eps": 1e-8,
+    "fallback.weight_decay": 0.01,
+}
+MUON_RMS = {
+    "optimizer": "muon",
+    "hyperparameters.momentum": 0.95,
+    "hyperparameters.nesterov": True,
+    "hyperparameters.scale": "match_rms_adamw",
+    "hyperparameters.ns_steps": 5,
+}
+
+
+def without(recipe, *names):
+    return {key: number for key, number in recipe.items() if key not in names}
+
+
 CNN = {
     "optimizer": "sgd",
     "lr.base": 0.1,
@@ -83,6 +112,14 @@ CNN = {
 }
 EXPECTED = {
     "llm": LLM,
+    "llm/muon": without(LLM, *BY_SIZE, "hyperparameters.betas", "hyperparameters.eps") | MUON,
+    "llm/muon_rms": without(LLM, "hyperparameters.betas", "hyperparameters.eps")
+    | MUON_RMS
+    | {"fallback.betas": (0.9, 0.95), "fallback.eps": 1e-8},
+    "llm/normuon": without(LLM, *BY_SIZE, "hyperparameters.betas", "hyperparameters.eps")
+    | MUON
+    | {"optimizer": "normuon", "hyperparameters.beta2": 0.95},
+    "cnn/muon": without(CNN, "lr.scaling.limit") | MUON | {"lr.scaling.reference_batch": 2000},
     "vlm": {
         **{key: number for key, number in LLM.items() if "by_parameters" not in key and key != "lr.scaling.limit"},
         "lr.base": 1e-4,
@@ -102,6 +139,25 @@ EXPECTED = {
         "weight_decay": 0.05,
         "hyperparameters.betas": (0.9, 0.999),
         "hyperparameters.eps": 1e-8,
+        "no_decay": ROLES,
+        "warmup.length": 0.05,
+        "warmup.start": 0.0,
+        "decay.kind": "cosine",
+        "decay.final": 0.01,
+        "clip": 1.0,
+        "ema": 0.0,
+        "hints.precision": "bf16-mixed",
+        "hints.label_smoothing": 0.1,
+    },
+    "vit/muon": {
+        **MUON_RMS,
+        "lr.base": 2.5e-4,
+        "lr.scaling.rule": "linear_then_sqrt",
+        "lr.scaling.reference_batch": 256,
+        "lr.scaling.limit": 1024,
+        "weight_decay": 0.05,
+        "fallback.betas": (0.9, 0.999),
+        "fallback.eps": 1e-8,
         "no_decay": ROLES,
         "warmup.length": 0.05,
         "warmup.start": 0.0,
@@ -210,6 +266,12 @@ EXPECTED = {
 # The field guide, section 2.
 GUIDE = {
     "llm": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
+    "llm/muon": {"lr.base": (0.01, 0.05), "weight_decay": (0.0, 0.01), "warmup.length": (0.01, 0.05)},
+    # In AdamW's units: AdamW's ranges.
+    "llm/muon_rms": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
+    "llm/normuon": {"lr.base": (0.01, 0.05), "weight_decay": (0.0, 0.01), "warmup.length": (0.01, 0.05)},
+    "vit/muon": {"lr.base": (1e-4, 3e-4), "weight_decay": (0.01, 0.3)},
+    "cnn/muon": {"lr.base": (0.01, 0.05), "weight_decay": (0.0, 0.01)},
     "vlm": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
     "vit": {"lr.base": (1e-4, 3e-4), "weight_decay": (0.01, 0.3)},
     "cnn": {"lr.base": (0.01, 0.1), "weight_decay": (1e-4, 5e-4)},
@@ -246,7 +308,7 @@ def test_ranges_are_the_guides(name):
 def test_numbers_start_inside_their_range(name):
     outside = [path for path, value in get_recipe(name).items() if value.judge().startswith("outside")]
     # 9e-5 at 175 B is published, and below the guide's range: labelled, not hidden.
-    assert outside == (["lr.by_parameters.up_to_inf"] if name == "llm" else [])
+    assert outside == (["lr.by_parameters.up_to_inf"] if name in ("llm", "llm/muon_rms") else [])
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -271,6 +333,26 @@ def test_the_guides_betas_and_momentum():
     assert get_recipe("llm").hyperparameters["betas"].number == (0.9, 0.95)
     assert get_recipe("vit").hyperparameters["betas"].number == (0.9, 0.999)
     assert get_recipe("cnn").hyperparameters["momentum"].number == 0.9
+
+
+MUONS = ("llm/muon", "llm/muon_rms", "llm/normuon", "vit/muon", "cnn/muon")
+
+
+def test_unpublished_recipes_say_so():
+    for name in ("llm/normuon", "vit/muon", "cnn/muon"):
+        spec = get_recipe(name)
+        assert "unverified" in spec.summary
+        for value in (spec.lr.base, spec.weight_decay, spec.hyperparameters["momentum"]):
+            assert "transferred from" in value.source and "unverified" in value.source
+    for name in ("llm/muon", "llm/muon_rms"):
+        assert not any("unverified" in value.source for value in get_recipe(name).values())
+
+
+@pytest.mark.parametrize("name", MUONS)
+def test_a_muon_recipe_is_its_setting_but_for_the_optimizer(name):
+    muon, setting = get_recipe(name), get_recipe(name.partition("/")[0])
+    for field in ("no_decay", "warmup", "decay", "clip", "ema", "hints", "parts", "layer_decay"):
+        assert getattr(muon, field) == getattr(setting, field), field
 
 
 def test_size_table_is_total():
@@ -409,7 +491,7 @@ def test_two_recipes_of_one_name_are_refused(tmp_path, monkeypatch):
 
 def test_every_file_of_the_folder_is_used():
     folder = Path(package.__file__).parent
-    settings = {path.stem for path in folder.glob("*.py")} - {"__init__", "schema", "common"}
+    settings = {path.stem for path in folder.glob("*.py")} - {"__init__", "schema", "common", "muon"}
     assert settings == {get_recipe(name).setting for name in ALL}
 
 

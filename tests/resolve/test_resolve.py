@@ -392,6 +392,7 @@ def numbers_of(resolved):
     if resolved.layer_decay is not None:
         yield "layer_decay", resolved.layer_decay
     yield "no_decay", resolved.no_decay
+    yield from ((f"fallback.{k}", v) for k, v in resolved.fallback.items())
     yield from ((f"parts.{k}", v) for k, v in resolved.parts.items())
     yield from ((f"hints.{k}", v) for k, v in resolved.hints.items())
     s = resolved.schedule

@@ -1,0 +1,328 @@
+"""One Optimizer for the Muon family: estimate the gradient, momentum, precondition, normalise, scale, decay and apply.
+
+A method is a subclass that names its `Stages`. Groups have an "algorithm": the method's name, or "adamw" for what
+matrices are not meant for. All state is in self.state, and `p.grad` is never written to or kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_opt.averaging.shards import local, own_part
+from lit_opt.errors import RecipeError
+from lit_opt.optim.matrix.adamw import adamw_update
+from lit_opt.optim.matrix.groups import complete_group, group_label
+from lit_opt.optim.matrix.layout import blocks
+from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
+from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.scale import scale_factor
+from lit_opt.optim.matrix.sharing import shared, shares
+
+Group = Mapping[str, Any]
+States = Sequence[dict[str, Any]]
+# Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
+Mixes = dict[Tensor, tuple[Tensor | None, Tensor, float]]
+# DTensor parameter -> what goes into P, and the update, both whole.
+Whole = dict[Tensor, tuple[Tensor, Tensor]]
+
+
+def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list[Tensor]:
+    """Stage 1 of Muon: the gradient as it is.
+
+    Example:
+        >>> import torch
+        >>> weight = torch.ones(2, 2, requires_grad=True)
+        >>> weight.sum().backward()
+        >>> own_gradient({}, [weight], [{}])[0] is weight.grad
+        True
+    """
+    return [param.grad for param in params]  # type: ignore[misc]
+
+
+def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
+    """Stage 2 of Muon: M <- momentum M + (1 - momentum) C. What is preconditioned is M, or with Nesterov one step ahead.
+
+    Returns:
+        The share w of the buffer in (1 - w) C + w M, which goes into P.
+
+    Example:
+        >>> import torch
+        >>> state = {"momentum_buffer": torch.zeros(2)}
+        >>> averaged({"momentum": 0.5, "nesterov": False}, [torch.ones(2)], [state]), state["momentum_buffer"]
+        (1.0, tensor([0.5000, 0.5000]))
+    """
+    momentum = group["momentum"]
+    torch._foreach_lerp_([state["momentum_buffer"] for state in states], estimates, 1 - momentum)
+    return momentum if group["nesterov"] else 1.0
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What one method does where methods differ.
+
+    Args:
+        estimate: (group, params, states) -> the estimated gradients C. It may return the gradients themselves.
+        momentum: (group, estimates, states) -> w; updates the buffers. (1 - w) C + w M goes into P.
+        normalise: (P(G), rows, group) -> None, in place, with P(G) of shape (count, rows, cols) and the second moments
+            `rows` of shape (count, rows, 1), in place as well. None for none.
+        options: The method's group options that all matrices of one call must share.
+
+    Example:
+        >>> Stages().momentum is averaged
+        True
+    """
+
+    estimate: Callable[[Group, Sequence[Tensor], States], list[Tensor]] = own_gradient
+    momentum: Callable[[Group, list[Tensor], States], float] = averaged
+    normalise: Callable[[Tensor, Tensor, Group], None] | None = None
+    options: tuple[str, ...] = ()
+
+
+class MatrixOptimizer(Optimizer):
+    """Base of Muon, NorMuon, MarsM and Teon, which have the arguments. A subclass names itself and its stages.
+
+    Args:
+        params: Tensors, (name, tensor) pairs or group dicts.
+        defaults: The method's options for groups that do not have them.
+        fallback: lr, betas, eps and weight_decay of the AdamW part.
+
+    Raises:
+        RecipeError: An option that does not fit the parameters.
+
+    Example:
+        >>> from lit_opt.optim import Muon, NorMuon
+        >>> Muon.stages.normalise is None, NorMuon.stages.normalise.__name__
+        (True, 'normalised_rows')
+    """
+
+    name: ClassVar[str]
+    stages: ClassVar[Stages] = Stages()
+    _group: Any = None
+    _processes: int = 1
+
+    def __init__(self, params: Any, defaults: dict[str, Any], fallback: Mapping[str, Any] | None = None) -> None:
+        self._forget_plan()
+        given = {f"fallback_{key}": value for key, value in (fallback or {}).items()}
+        super().__init__(params, {"algorithm": self.name, "layout": None, **defaults, **given})
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget_plan()
+
+    def _forget_plan(self) -> None:
+        self._plan: list[Chunk] | None = None
+        self._plan_key: tuple[Any, ...] = ()
+
+    def share_work(self, group: Any = None) -> None:
+        """Let each process of a data-parallel run orthogonalise its share of the matrices.
+
+        Only for processes that hold the same weights and step on the same gradients, as under DDP; every one has to
+        call this, and after deepcopy and pickle again. Without it each process computes everything, with the same
+        result.
+
+        Args:
+            group: The process group; None for all processes.
+        """
+        self._group, self._processes = group, torch.distributed.get_world_size(group)
+        self._forget_plan()
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group; its options are completed and checked.
+
+        Args:
+            param_group: "params" and any option. "algorithm" is the method's name (default) or "adamw".
+
+        Raises:
+            RecipeError: An option that does not fit the parameters; nothing is added then.
+        """
+        given = set(param_group)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        problems = complete_group(group, given, self.defaults, self.name)
+        if group["algorithm"] == self.name and not problems:
+            problems = self.problems_of(group, given)
+        if problems:
+            self.param_groups.pop()
+            raise RecipeError(problems)
+
+    def problems_of(self, group: dict[str, Any], given: set[str]) -> list[str]:
+        """What is wrong with the method's own options in a group, in words; `given` are the caller's keys."""
+        return []
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One update of every parameter that has a gradient.
+
+        Args:
+            closure: Evaluates the model and returns the loss, as in torch.
+
+        Returns:
+            What the closure returned, or None.
+        """
+        loss = self._evaluate(closure)
+        active: list[list[Tensor]] = []
+        mixes: Mixes = {}
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None and p.numel()]
+            matrices = [] if group["algorithm"] == "adamw" else [p for p in params if p.ndim > 1]
+            active.append(matrices)
+            self._adamw(group, params if group["algorithm"] == "adamw" else [p for p in params if p.ndim < 2])
+            if matrices:
+                self._prepare(group, matrices, mixes)
+        sharded: Whole = {}
+        for index, chunk in enumerate(self._chunks(active)):
+            batch = self._gather(chunk, mixes, sharded)
+            if self._processes > 1:
+                update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+            else:
+                update = self._precondition(chunk, batch)
+            self._apply(chunk, update, sharded)
+        return loss
+
+    def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
+        if closure is None:
+            return None
+        with torch.enable_grad():
+            return closure()
+
+    def _adamw(self, group: Group, params: list[Tensor]) -> None:
+        if not params:
+            return
+        own = group["algorithm"] == "adamw"
+        decay = group["weight_decay"] if own else group["fallback_weight_decay"]
+        adamw_update(
+            params,
+            [self.state[param] for param in params],
+            lr=group["lr"] if own else group["lr"] * group["fallback_lr_ratio"],
+            betas=group["betas" if own else "fallback_betas"],
+            eps=group["eps" if own else "fallback_eps"],
+            weight_decay=group["weight_decay"] if decay is None else decay,
+        )
+
+    def _prepare(self, group: Group, params: list[Tensor], mixes: Mixes) -> None:
+        """Stages 1 and 2, and the decay, for all matrices of a group."""
+        sparse = [tuple(param.shape) for param in params if param.grad.is_sparse]  # type: ignore[union-attr]
+        if sparse:
+            raise RecipeError(
+                [
+                    f"{group_label(group)}the parameter of shape {sparse[0]} has a sparse gradient, and a matrix method "
+                    f"needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
+                ]
+            )
+        states = [self.state[param] for param in params]
+        for param, state in zip(params, states, strict=True):
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(param)
+        estimates = self.stages.estimate(group, params, states)
+        share = self.stages.momentum(group, estimates, states)
+        for param, estimate, state in zip(params, estimates, states, strict=True):
+            mixes[param] = (None if share == 1.0 else estimate, state["momentum_buffer"], share)
+        if group["lr"] * group["weight_decay"]:
+            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+
+    def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
+        """The plan, made anew only where the parameters with gradients or the options changed."""
+        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
+        layout = ("layout", "split_sizes", "num_heads", "stack")
+        key = (
+            tuple(id(param) for params in active for param in params),
+            tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
+        )
+        if self._plan is None or key != self._plan_key:
+            self._plan, self._plan_key = make_plan(self.param_groups, active, agreed), key
+            self._shares = shares(self._plan, self._processes)
+        return self._plan
+
+    def _gather(self, chunk: Chunk, mixes: Mixes, sharded: Whole) -> Tensor:
+        """Write (1 - w) C + w M of all slots into one batch."""
+        batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=chunk.slots[0].param.device)
+        places = batch.unbind() if chunk.plain else [_place(batch, slot) for slot in chunk.slots]
+        for slot, target in zip(chunk.slots, places, strict=True):
+            estimate, buffer, share = mixes[slot.param]
+            if slot.sharded:
+                if slot.param not in sharded:
+                    whole = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
+                    sharded[slot.param] = (whole, torch.empty_like(whole))
+                estimate, buffer = None, sharded[slot.param][0]
+            if not slot.plain:
+                buffer = self._matrices(buffer, slot)
+                estimate = None if estimate is None else self._matrices(estimate, slot)
+                if slot.columns is None:
+                    target = target.view(buffer.shape)
+                else:
+                    buffer = buffer.reshape(target.shape)
+                    estimate = None if estimate is None else estimate.reshape(target.shape)
+            if estimate is None:
+                target.copy_(buffer)
+            elif estimate.dtype == target.dtype:
+                torch.lerp(estimate, buffer, share, out=target)
+            else:
+                target.copy_(estimate).lerp_(buffer.to(target.dtype), share)
+        return batch
+
+    def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
+        """Stage 3: P(G), orthogonalisation."""
+        options = chunk.options
+        preset, side = options["orthogonalize"], min(chunk.shape[1:])
+        dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
+        return orthogonalize_(batch, preset, options["ns_steps"], dtype)
+
+    def _apply(self, chunk: Chunk, update: Tensor, sharded: Whole) -> None:
+        """Normalise, scale and apply."""
+        if self.stages.normalise is not None:
+            update = update.to(chunk.dtype)
+            moments = [self._row_moments(slot) for slot in chunk.slots]
+            rows = torch.cat([moment.to(chunk.dtype) for moment in moments])
+            self.stages.normalise(update, rows, chunk.options)
+            for slot, moment in zip(chunk.slots, moments, strict=True):
+                moment.copy_(rows[slot.place])
+        factors = {
+            (slot.group, slot.shape): -self.param_groups[slot.group]["lr"]
+            * scale_factor(self.param_groups[slot.group]["scale"], *slot.shape)
+            for slot in chunk.slots
+        }
+        parts = update.unbind() if chunk.plain else [_place(update, slot) for slot in chunk.slots]
+        for slot, part in zip(chunk.slots, parts, strict=True):
+            factor = factors[slot.group, slot.shape]
+            if slot.plain:
+                slot.param.add_(part, alpha=factor)
+            elif not slot.sharded:
+                target = self._matrices(slot.param, slot)
+                target.add_(part.reshape(target.shape), alpha=factor)
+            else:
+                target = self._matrices(sharded[slot.param][1], slot)
+                target.copy_(part.reshape(target.shape)).mul_(factor)
+                if slot.last:
+                    local(slot.param).add_(own_part(sharded.pop(slot.param)[1], slot.param))
+
+    def _matrices(self, tensor: Tensor, slot: Slot) -> Tensor:
+        """The slot's matrices as a view of a tensor with the parameter's shape."""
+        if slot.plain:
+            return tensor
+        view = blocks(tensor, self.param_groups[slot.group])[slot.block]
+        return view if slot.part is None else view[slot.part]
+
+    def _row_moments(self, slot: Slot) -> Tensor:
+        """The slot's second moments of rows, (count, rows, 1), a view of the state."""
+        state = self.state[slot.param]
+        if "second_moment" not in state:
+            total = sum(view.size(0) * view.size(1) for view in blocks(slot.param, self.param_groups[slot.group]))
+            state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
+        return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
+
+
+def _whole(tensor: Any) -> Tensor:
+    """A DTensor's full tensor on every process."""
+    return tensor.full_tensor()
+
+
+def _place(batch: Tensor, slot: Slot) -> Tensor:
+    part = batch[slot.place.start] if slot.plain else batch[slot.place]
+    return part if slot.columns is None else part[..., slot.columns]

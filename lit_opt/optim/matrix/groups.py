@@ -1,0 +1,94 @@
+"""Completion and checks of one parameter group of a matrix optimizer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lit_opt.errors import nearest
+from lit_opt.optim.matrix.coefficients import PRESETS, check_preset
+from lit_opt.optim.matrix.layout import check_layout
+from lit_opt.optim.matrix.scale import FORMULAS, UNITS
+
+# What KellerJordan/Muon's README and the recipe llm/muon give to the tensors beside the matrices.
+FALLBACK = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8}
+DTYPES = ("auto", "bfloat16", "float32", "float64")
+CHOICES = {"orthogonalize": PRESETS, "ns_dtype": DTYPES, "scale": tuple(FORMULAS)}
+_ADAMW = ("lr", "betas", "eps", "weight_decay")
+_TORCHS = ("params", "param_names", "name", "algorithm", "initial_lr")
+
+
+def group_label(group: Mapping[str, Any]) -> str:
+    """The start of a message about a group.
+
+    Example:
+        >>> group_label({"name": "decay"})
+        "group 'decay': "
+    """
+    return f"group {group['name']!r}: " if group.get("name") is not None else ""
+
+
+def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str, Any], method: str) -> list[str]:
+    """Fill in what an AdamW part needs, in place, and return what is wrong in words.
+
+    A group of the algorithm "adamw" keeps lr, betas, eps and weight_decay alone. A group of the method gets
+    `fallback_*` options for its tensors with fewer than two dimensions: their learning rate is `fallback_lr_ratio`
+    times the group's, so that it follows the group's schedule.
+
+    Args:
+        group: With all of torch's defaults filled in.
+        given: The keys that the caller wrote.
+        defaults: The optimizer's defaults.
+        method: Its name.
+
+    Example:
+        >>> group = {"params": [], "algorithm": "sgd"}
+        >>> complete_group(group, set(group), {}, "muon")
+        ["algorithm: 'sgd' in an optimizer 'muon'. Allowed: 'muon', 'adamw'."]
+    """
+    where = group_label(group)
+    algorithm = group["algorithm"]
+    if algorithm not in (method, "adamw"):
+        return [
+            f"{where}algorithm: {algorithm!r} in an optimizer {method!r}.{nearest(algorithm, (method, 'adamw'))} "
+            f"Allowed: {method!r}, 'adamw'."
+        ]
+    own_units = UNITS.get(group.get("scale", "original")) == "AdamW"
+    if algorithm == "adamw":
+        shared = defaults["lr"] if UNITS.get(defaults.get("scale", "")) == "AdamW" else FALLBACK["lr"]
+        values = {
+            "lr": defaults.get("fallback_lr", shared),
+            "betas": defaults.get("fallback_betas", FALLBACK["betas"]),
+            "eps": defaults.get("fallback_eps", FALLBACK["eps"]),
+            "weight_decay": defaults.get("fallback_weight_decay", defaults["weight_decay"]),
+        }
+        for key in [key for key in group if key not in given and key not in (*_ADAMW, *_TORCHS)]:
+            del group[key]
+        group.update({key: value for key, value in values.items() if key not in given})
+        return []
+    group.setdefault("fallback_betas", FALLBACK["betas"])
+    group.setdefault("fallback_eps", FALLBACK["eps"])
+    group.setdefault("fallback_weight_decay", None)
+    lr = group.pop("fallback_lr", group["lr"] if own_units else FALLBACK["lr"])
+    vectors_alone = all(param.ndim < 2 for param in group["params"])
+    # A group of vectors with its own learning rate means AdamW's. A rate of 0 has no ratio.
+    alone = (vectors_alone and "lr" in given) or group["lr"] == 0
+    group["fallback_lr_ratio"] = 1.0 if alone else lr / group["lr"]
+    return _check(group, where)
+
+
+def _check(group: Mapping[str, Any], where: str) -> list[str]:
+    problems = [
+        f"{where}{key}: {group[key]!r} is unknown.{nearest(group[key], words)} Known: {', '.join(words)}."
+        for key, words in CHOICES.items()
+        if group[key] not in words
+    ]
+    if not problems:
+        problems += check_preset(group["orthogonalize"], group["ns_steps"], group["ns_dtype"], where=where)
+    problems += [
+        f"{where}the parameter of shape {tuple(param.shape)} is {str(param.dtype).removeprefix('torch.')}. Matrix "
+        f"methods take real floating-point ones; give it to AdamW with algorithm='adamw'."
+        for param in group["params"]
+        if param.ndim > 1 and not param.is_floating_point()
+    ]
+    return problems + check_layout(group, [param for param in group["params"] if param.numel()], where=where)

@@ -1,0 +1,204 @@
+"""Which matrices are orthogonalised together: buckets of one shape, cut into chunks that fit the memory limit."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_opt.averaging.shards import is_sharded
+from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
+from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
+
+# Scratch of a step: 64 MB, or eight matrices where launches cost more than memory.
+_SCRATCH_BYTES = 64 * 2**20
+_GPU_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Slot:
+    """Some matrices of one parameter and their place in a chunk.
+
+    Args:
+        param: The parameter.
+        group: Index of its group.
+        block: Which of `layout.blocks` they are in.
+        part: Their range within the block; None for all of it.
+        place: Their range within the chunk.
+        columns: Their columns within the chunk's matrices; None for all (a stack has several parameters side by side).
+        shape: Outputs and inputs of one of them.
+        rows: Their range within the parameter's rows, for statistics of rows.
+        plain: The parameter is one matrix as it stands.
+        sharded: It is a DTensor.
+        last: No later slot of the plan belongs to this parameter.
+    """
+
+    param: Tensor
+    group: int
+    block: int
+    part: slice | None
+    place: slice
+    columns: slice | None
+    shape: tuple[int, int]
+    rows: slice
+    plain: bool
+    sharded: bool
+    last: bool = False
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Matrices of one shape that are orthogonalised in one call.
+
+    Args:
+        shape: (count, rows, cols).
+        dtype: Of the matrices that go in: float32 or float64.
+        options: orthogonalize, ns_steps, ns_dtype and the method's own options that they share.
+        slots: What fills it.
+        plain: All slots are.
+    """
+
+    shape: tuple[int, int, int]
+    dtype: torch.dtype
+    options: Mapping[str, Any]
+    slots: tuple[Slot, ...]
+    plain: bool
+
+    @property
+    def flops(self) -> int:
+        """Work of its orthogonalisation."""
+        count, rows, cols = self.shape
+        return count * orthogonalization_flops(rows, cols, self.options["ns_steps"])
+
+
+@dataclass
+class _Piece:
+    """Matrices of one shape from one parameter, or from a stack of them side by side."""
+
+    members: list[tuple[Tensor, int, int, slice | None, slice]]
+    count: int
+    shape: tuple[int, int]
+    plain: bool
+
+
+def make_plan(
+    groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]], shared: Sequence[str]
+) -> list[Chunk]:
+    """Chunks for the parameters that have a gradient.
+
+    Args:
+        groups: The optimizer's groups.
+        active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
+        shared: Group options that all matrices of a chunk must agree in.
+
+    Example:
+        >>> import torch
+        >>> params = [torch.ones(4, 3, requires_grad=True) for _ in range(2)]
+        >>> for param in params: param.grad = torch.ones(4, 3)
+        >>> group = {"params": params, "orthogonalize": "jordan", "ns_steps": 5, "ns_dtype": "auto"}
+        >>> [chunk.shape for chunk in make_plan([group], [params], ["orthogonalize", "ns_steps", "ns_dtype"])]
+        [(2, 4, 3)]
+    """
+    buckets: dict[tuple[Any, ...], list[_Piece]] = defaultdict(list)
+    for index, (group, params) in enumerate(zip(groups, active, strict=True)):
+        for members in _stacks(group, params):
+            for piece in _pieces(members, group, index):
+                dtype = torch.promote_types(members[0].dtype, torch.float32)
+                options = [group[key] for key in shared]
+                buckets[(*_whole_shape(piece), dtype, members[0].device, *options)].append(piece)
+    chunks = []
+    for (rows, cols, dtype, device, *options), pieces in buckets.items():
+        fits = _capacity(rows, cols, dtype, device)
+        options_of = dict(zip(shared, options, strict=True))
+        for slots in _packed(pieces, fits):
+            count = max(slot.place.stop for slot in slots)
+            plain = all(slot.plain for slot in slots)
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain))
+    return _mark_last(chunks)
+
+
+def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Tensor]]:
+    """The group's stacks as far as they have gradients, and every other parameter on its own."""
+    here = {id(param) for param in params}
+    stacks = [[group["params"][i] for i in stack] for stack in group.get("stack") or ()]
+    stacks = [[param for param in stack if id(param) in here] for stack in stacks]
+    stacked = {id(param) for stack in stacks for param in stack}
+    return [stack for stack in stacks if stack] + [[param] for param in params if id(param) not in stacked]
+
+
+def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
+    pieces, first_row = [], 0
+    split = group.get("split_sizes") or group.get("num_heads")
+    plain = len(members) == 1 and not split and layout_of(group, members[0]) == "matrix" and not is_sharded(members[0])
+    for block, view in enumerate(blocks(members[0], group)):
+        count, rows, cols = shape_of(view)
+        used = slice(first_row, first_row + count * rows)
+        first_row = used.stop
+        columns = [slice(k * cols, (k + 1) * cols) if len(members) > 1 else None for k in range(len(members))]
+        entries = [(param, index, block, side, used) for param, side in zip(members, columns, strict=True)]
+        pieces.append(_Piece(entries, count, (rows, cols), plain))
+    return pieces
+
+
+def _whole_shape(piece: _Piece) -> tuple[int, int]:
+    return piece.shape[0], piece.shape[1] * len(piece.members)
+
+
+def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
+    short = min(rows, cols)
+    each = (3 * rows * cols + 4 * short * short) * dtype.itemsize
+    return max(1 if device.type == "cpu" else _GPU_BATCH, _SCRATCH_BYTES // each)
+
+
+def _packed(pieces: list[_Piece], fits: int) -> list[tuple[Slot, ...]]:
+    """Fill chunks of at most `fits` matrices in order; a parameter with more is cut."""
+    chunks: list[tuple[Slot, ...]] = []
+    slots: list[Slot] = []
+    filled = 0
+    for piece in pieces:
+        done = 0
+        while done < piece.count:
+            take = min(piece.count - done, fits - filled)
+            whole = take == piece.count
+            for param, group, block, columns, used in piece.members:
+                rows = piece.shape[0]
+                first = used.start + done * rows
+                slots.append(
+                    Slot(
+                        param=param,
+                        group=group,
+                        block=block,
+                        part=None if whole else slice(done, done + take),
+                        place=slice(filled, filled + take),
+                        columns=columns,
+                        shape=piece.shape,
+                        rows=slice(first, first + take * rows),
+                        plain=piece.plain,
+                        sharded=is_sharded(param),
+                    )
+                )
+            done, filled = done + take, filled + take
+            if filled == fits:
+                chunks.append(tuple(slots))
+                slots, filled = [], 0
+    return [*chunks, tuple(slots)] if slots else chunks
+
+
+def _mark_last(chunks: list[Chunk]) -> list[Chunk]:
+    seen: set[int] = set()
+    marked = []
+    for chunk in reversed(chunks):
+        slots = []
+        for slot in reversed(chunk.slots):
+            slots.append(slot if id(slot.param) in seen else _as_last(slot))
+            seen.add(id(slot.param))
+        marked.append(replace(chunk, slots=tuple(reversed(slots))))
+    return marked[::-1]
+
+
+def _as_last(slot: Slot) -> Slot:
+    return replace(slot, last=True)
