@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import Any
 
 import torch
 from lightning.pytorch import Trainer
@@ -97,7 +98,7 @@ def digit_features(images: Tensor, epochs: int = 15) -> Tensor:
         >>> digit_features(torch.zeros(3, 1, 16, 16), epochs=0).shape
         torch.Size([3, 128])
     """
-    network = digit_classifier(epochs).model
+    network: Any = digit_classifier(epochs).model  # timm's
     parts = images.cpu().expand(-1, 3, -1, -1).split(256)
     with torch.no_grad():  # not around the classifier: a fit switches gradients on for good
         features = [network.forward_head(network.forward_features(part), pre_logits=True) for part in parts]

@@ -180,7 +180,9 @@ def test_a_picture_of_the_averages_after_each_validation(tmp_path):
     )  # fmt: skip
     trainer.fit(model, Bars(batch_size=16))
     assert sorted(file.name for file in tmp_path.glob("*.png")) == ["samples-step000003.png", "samples-step000006.png"]
-    assert model.last_grid == tmp_path / "samples-step000006.png" and len(model.drawn) == 2
+    assert (
+        model.last_grid is not None and model.last_grid == tmp_path / "samples-step000006.png" and len(model.drawn) == 2
+    )
     with Image.open(model.last_grid) as image:
         assert image.format == "PNG" and image.size == (8 * 36 + 4, 8 * 36 + 4)
     assert not torch.equal(model.drawn[1], weights(model))

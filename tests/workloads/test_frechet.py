@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -80,5 +82,6 @@ def test_features_are_of_one_classifier_and_leave_the_generator_alone(monkeypatc
     assert digit_classifier(1) is digit_classifier(1) is not digit_classifier(0)
     assert not digit_classifier(1).training and not features.requires_grad
     assert torch.equal(features, digit_features(images.expand(-1, 3, -1, -1), epochs=1))
-    logits = digit_classifier(1).model.get_classifier()(features)
+    network: Any = digit_classifier(1).model
+    logits = network.get_classifier()(features)
     torch.testing.assert_close(logits, digit_classifier(1)(images.expand(-1, 3, -1, -1)))

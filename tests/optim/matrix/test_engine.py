@@ -587,7 +587,7 @@ def test_a_compiled_step_is_the_same():
         params = params_of((8, 5), (8, 5), (6, 3, 2, 2), (7,))
         optimizer = build("normuon", params, lr=0.02)
         if compiled:
-            optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign]
+            optimizer.step = torch.compile(optimizer.step, backend="eager")  # type: ignore[method-assign, assignment]
         run(optimizer, params)
         results.append([p.detach() for p in params])
     assert_near(results[0], results[1], 1e-14)
