@@ -140,9 +140,7 @@ def main() -> None:
     rounds = 3 if quick else 5
     print("# One Muon step on the CPU\n")
     print(f"{cpu_name()}, 1 thread, torch {torch.__version__}, float32 weights. Process time, medians of {rounds}")
-    print(
-        "interleaved rounds (range of the rounds). `auto` is bfloat16 from 64 rows on where the CPU has it. A shared"
-    )
+    print("interleaved rounds (range of the rounds). `auto` is bfloat16 from 64 rows on where the CPU has it. A shared")
     print("machine: read to one digit. **Not run on a GPU.**\n")
     print("| weights | against | lit_opt |\n|---|---|---|")
     row("GPT-2, d = 768, 1 layer", gpt2(768, 1), ("torch", "polar_express", "jordan"), rounds)
