@@ -232,7 +232,9 @@ class Session:
         """Re-apply rates and options that loading the optimizer's state may have overwritten."""
         self._started = True
         if self._replay is not None:
-            if self._replay.is_mid_epoch() and not resume.data_are_exact(self.trainer):
+            # With max_steps alone Lightning counts steps, not epochs, and takes one batch again after a resume.
+            inexact = self._replay.is_mid_epoch() or self.trainer.max_epochs in (None, -1)
+            if inexact and not resume.data_are_exact(self.trainer):
                 rank_zero_info(
                     f"{self.recipe!r}, resumed: the training loader cannot restore its position (no state_dict), so the "
                     "batches from here on are not those of an uninterrupted run."

@@ -71,7 +71,7 @@ def decide_matrix(
     Example:
         >>> from torch import nn
         >>> from lit_opt.param_groups.ends import find_ends
-        >>> net = nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 128, 1))
+        >>> net = nn.Sequential(nn.Conv2d(64, 64, 3, groups=64), nn.Conv2d(64, 128, 1), nn.Linear(128, 10))
         >>> ends = find_ends(dict(net.named_modules()))
         >>> decide_matrix("0.weight", net[0], "matrix", (64, 1, 3, 3), "", {}, ends).left
         'depthwise convolution'

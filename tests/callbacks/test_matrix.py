@@ -131,7 +131,7 @@ def test_flat_shards_are_refused_before_anything_is_installed(strategy: Any) -> 
 
 def test_flat_shards_are_refused_in_plain_torch_as_well() -> None:
     module = nn.Linear(8, 8)
-    setattr(module.weight, "ds_shape", (8, 8))
+    module.weight.ds_shape = (8, 8)  # type: ignore[attr-defined]
     with pytest.raises(RecipeError, match=r"flat shards \(FSDP1 or ZeRO\)"):
         Recipe("llm/muon").configure(module, total_steps=10)
     Recipe("llm", lr=1e-3).configure(module, total_steps=10)
