@@ -31,17 +31,22 @@ class History(Callback):
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
         self.rates: dict[str, float] = {}
+        self.step = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Begin at the step of a resumed run."""
+        self.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Note the rates that the step will use; at its end they are those of the next."""
         self.rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Note the loss, once for all batches of an accumulation."""
-        step = trainer.global_step
-        if "loss" not in (outputs or {}) or any(row["step"] == step and "train_loss" in row for row in self.rows[-1:]):
+        """Note the loss of the batch that completes a step, once for all batches of an accumulation."""
+        if "loss" not in (outputs or {}) or trainer.global_step == self.step:
             return
-        self.rows.append({"step": step, "train_loss": float(outputs["loss"]), **self.rates})
+        self.step = trainer.global_step
+        self.rows.append({"step": self.step, "train_loss": float(outputs["loss"]), **self.rates})
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
         """Note what was logged."""

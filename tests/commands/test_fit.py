@@ -133,7 +133,7 @@ def test_help_shows_every_field_with_its_text(verb, capsys, monkeypatch):
         ([LANGUAGE, LLM, "--model.layers=0"], "layers=0: a whole number of at least 1 is needed."),
         ([MODEL, LLM, "--config"], "expected one argument"),
         ([MODEL, LLM, "--config=nowhere.yaml"], "config: nowhere.yaml: no such file."),
-        ([MODEL, LLM, "--config", "lm"], "config: lm: no such file. Did you mean 'llm'?"),
+        ([MODEL, LLM, "--config", "lm"], "config: lm: no such file. Did you mean 'vlm'?"),
         ([MODEL, LLM, "--config", "."], "config: .: is a folder."),
         ([MODEL, LLM, "--trainer.callbacks+=lit_opt.Recipe", "--trainer.callbacks.name=llm"], "two recipes"),
         ([f"--model={__name__}.Refuses", LLM], "inside: mend me."),
