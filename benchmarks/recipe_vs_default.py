@@ -67,7 +67,7 @@ def large_batch(seed: int) -> tuple[LightningModule, LightningDataModule]:
     return model, Glyphs(channels=3, batch_size=256, train_samples=400_000, seed=seed)
 
 
-# workload -> (make, metric, lower is better, Trainer arguments, recipe arms: label -> keywords of Recipe)
+# workload -> (make, metric, Trainer arguments, recipe arms: label -> keywords of Recipe)
 WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]] = {
     "llm": (
         language_model,
