@@ -124,6 +124,8 @@ NOTES = """
   is better and still loses, probably since the cosine halves the mean rate. 2e-3 with the recipe's warmup of 2 % (9 steps)
   was tried on one seed and is worse (2.369); with 100 steps of warmup it wins on every seed. The pair was chosen on
   seed 0 after three tries; the plain arm was not tuned.
+- **llm/muon, llm/muon_rms** at their starting values, seed 0 alone: 1.857 and 2.887. The first is the best arm here;
+  the second takes AdamW's 6e-4 for every matrix and is the worst. More seeds and rates were not run.
 - **cnn.** The rate scaled down to a batch of 64 (0.025) is too low for 330 steps and loses to plain AdamW; 0.05,
   inside the guide's range, wins on the mean and on two of three seeds. 0.05 was the first value tried.
 - **vit.** 2.5e-4 at a batch of 256 is far too low for a tiny model in 400 steps; 3e-3 wins. It was chosen among two

@@ -67,7 +67,7 @@ def test_trains_and_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def test_the_groups_are_announced(caplog: pytest.LogCaptureFixture) -> None:
     ours = recipe("llm/muon")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(language_model(), ours, data=text())
     lines = [line.split() for line in caplog.text.replace("│", " ").splitlines()]
     assert ["decay", "muon", "0.02", "0.01", "14", "5,120"] in lines
