@@ -38,8 +38,8 @@ class History(Callback):
         self.step = trainer.global_step
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Note the rates that the step will use; at its end they are those of the next."""
-        self.rates = {f"lr-{type(o).__name__}": o.param_groups[0]["lr"] for o in trainer.optimizers}
+        """Note the largest rate that the step will use; at its end the rates are those of the next."""
+        self.rates = {f"lr-{type(o).__name__}": max(g["lr"] for g in o.param_groups) for o in trainer.optimizers}
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Note the loss of the batch that completes a step, once for all batches of an accumulation."""

@@ -156,20 +156,32 @@ _LARGE = Workload(
     facts=RunFacts(total_steps=50, global_batch=4096, loader_batch=256, accumulation=16, data_parallel_size=1),
 )
 
-# Config -> (recipe, workload). A new recipe adds a row.
+
+def _unlabelled(work: Workload, about: str = "") -> Workload:
+    """The workload of another recipe, whose own values are kept."""
+    return replace(work, labelled={}, about=about or work.about)
+
+
+_YOUR_WEIGHTS = "Here from scratch, to show that it runs: put your own pretrained model and data in their place."
+
+# Config -> (recipe, workload). A new recipe adds a row. llm/lora has none: no workload here has adapters.
 TABLE: dict[str, tuple[str, Workload]] = {
     "llm": ("llm", _TEXT),
-    "llm/muon": ("llm/muon", replace(_TEXT, labelled={})),
-    "llm/muon_rms": ("llm/muon_rms", replace(_TEXT, labelled={})),
-    "llm/normuon": ("llm/normuon", replace(_TEXT, labelled={})),
+    "llm/muon": ("llm/muon", _unlabelled(_TEXT)),
+    "llm/muon_rms": ("llm/muon_rms", _unlabelled(_TEXT)),
+    "llm/normuon": ("llm/normuon", _unlabelled(_TEXT)),
     "cnn": ("cnn", _DIGITS),
     "diffusion": ("diffusion", _DIFFUSION),
     "vit": ("vit", _VIT),
+    "vit/muon": ("vit/muon", _unlabelled(_VIT)),
     "vlm": ("vlm", _CAPTIONS),
+    "llm/finetune": ("llm/finetune", _unlabelled(_TEXT, _YOUR_WEIGHTS)),
+    "vit/finetune": ("vit/finetune", _unlabelled(_VIT, _YOUR_WEIGHTS)),
+    "diffusion/finetune": ("diffusion/finetune", _unlabelled(_DIFFUSION, _YOUR_WEIGHTS)),
     "large_batch/lars": ("large_batch/lars", _LARGE),
     "large_batch/lamb": ("large_batch/lamb", _LARGE),
     "large_batch/control": ("large_batch/control", _LARGE),
-    "cnn/muon": ("cnn/muon", replace(_DIGITS, labelled={})),
+    "cnn/muon": ("cnn/muon", _unlabelled(_DIGITS)),
 }
 
 

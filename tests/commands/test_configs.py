@@ -125,7 +125,10 @@ def watched(monkeypatch):
 
 
 # Of the configs of one workload the first Muon one is enough; the others differ in numbers that other tests read.
-_SLOW = ("llm/muon_rms", "llm/normuon", "cnn/muon", "large_batch/lamb", "large_batch/control")
+_SLOW = (
+    *("llm/muon_rms", "llm/normuon", "cnn/muon", "vit/muon", "large_batch/lamb", "large_batch/control"),
+    *("llm/finetune", "vit/finetune", "diffusion/finetune"),
+)
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=pytest.mark.slow) if n in _SLOW else n for n in NAMES])
