@@ -121,7 +121,7 @@ class Recipe(OwnsEMA):
         }
         self.spec = recipes.get_recipe(name)
         self.overrides = {key: value for key, value in given.items() if value is not None}
-        problems = [*_not_built(self.spec.name), *find_problems(self.spec, self.overrides)]
+        problems = find_problems(self.spec, self.overrides)
         for key, word, allowed in (
             ("existing", existing, (None, "replace", "keep", "error")),
             ("on_resume", on_resume, ("error", "checkpoint", "config")),
@@ -330,8 +330,3 @@ class Recipe(OwnsEMA):
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the settings; a run belongs to one process."""
         return self.__dict__ | {"_session": None, "run": None, "_log": None}
-
-
-def _not_built(name: str) -> list[str]:
-    missing = recipes.NOT_BUILT.get(name)
-    return [f"recipe: {name!r} needs {missing}, which this version does not have yet."] if missing else []

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from lit_opt.explain.values import Entry, short
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
-from lit_opt.recipes import NOT_BUILT
 from lit_opt.recipes.schema import RecipeSpec
 
 
@@ -25,8 +24,6 @@ def recipe_text(spec: RecipeSpec, entries: Sequence[Entry]) -> RenderableType:
         Text.assemble(("Recipe ", "bold"), (spec.name, "bold cyan"), "  ", spec.summary),
         Text.assemble(("Deviate  ", "bold"), spec.deviate),
     ]
-    if spec.name in NOT_BUILT:
-        parts.append(Text(f"This version cannot run it yet: it needs {NOT_BUILT[spec.name]}.", style="yellow"))
     parts.append(Text())
     for section, group in groupby(entries, key=lambda e: e.section):
         parts += [Text(section, style="bold underline"), *_entries(group), Text()]

@@ -12,9 +12,6 @@ from lit_opt.recipes.schema import RecipeSpec
 # A bare setting name stands for its first choice.
 ALIASES = {"large_batch": "large_batch/lars"}
 
-# Settings that are complete as data while a part of the package that they need is still missing.
-NOT_BUILT: dict[str, str] = {}
-
 _NOT_SETTINGS = {"schema", "common", "muon"}
 
 
@@ -31,17 +28,17 @@ def _all_recipes() -> dict[str, RecipeSpec]:
 
 
 def list_recipes() -> list[str]:
-    """Names of the recipes that can be used, sorted.
+    """Names of the recipes, sorted.
 
     Example:
         >>> "llm" in list_recipes()
         True
     """
-    return sorted(name for name in _all_recipes() if name not in NOT_BUILT)
+    return sorted(_all_recipes())
 
 
 def all_names() -> list[str]:
-    """All names that `get_recipe` takes: also settings alone, and recipes that this version cannot run yet.
+    """All names that `get_recipe` takes: settings alone as well.
 
     Example:
         >>> "large_batch" in all_names()

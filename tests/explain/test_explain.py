@@ -13,7 +13,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.explain.formats import headline
 from lit_opt.explain.values import Entry, explain, short, shrink_note
 from lit_opt.optim.registry import ROWS
-from lit_opt.recipes import NOT_BUILT, all_names, get_recipe
+from lit_opt.recipes import all_names, get_recipe
 from lit_opt.resolve import RunFacts, preview
 
 NAMES = all_names()
@@ -169,8 +169,3 @@ def test_what_is_wrong_is_said(name, overrides, kwargs, said):
     with pytest.raises(RecipeError) as error:
         explain_name(name, overrides, **kwargs)
     assert said in str(error.value)
-
-
-@pytest.mark.parametrize("name", sorted(NOT_BUILT))
-def test_a_recipe_that_cannot_run_yet_says_so(name):
-    assert f"This version cannot run it yet: it needs {NOT_BUILT[name]}." in joined(rendered(name))
