@@ -128,8 +128,9 @@ NOTES = """
   the second takes AdamW's 6e-4 for every matrix and is the worst. More seeds and rates were not run.
 - **cnn.** The rate scaled down to a batch of 64 (0.025) is too low for 330 steps and loses to plain AdamW; 0.05,
   inside the guide's range, wins on the mean and on two of three seeds. 0.05 was the first value tried.
-- **vit.** 2.5e-4 at a batch of 256 is far too low for a tiny model in 400 steps; 3e-3 wins. It was chosen among two
-  (1e-3, 3e-3) on seed 0 at 300 steps.
+- **vit.** 2.5e-4 at a batch of 256 is far too low for a tiny model in 400 steps; 3e-3 wins on the mean and on two of
+  three seeds. It was chosen among two (1e-3, 3e-3) on seed 0 at 300 steps.
+- **vlm, large_batch** were not run at full length.
 - The shipped configs set these values as labelled overrides; the recipes keep the guide's.
 """.splitlines()
 

@@ -115,7 +115,9 @@ _VIT = Workload(
     mode="max",
     # validated by steps, since an epoch has only 5
     facts=RunFacts(total_steps=400, global_batch=256),
-    labelled={"lr": (3e-3, "far above the range, for a tiny model in 400 steps: 95.5 % against 64.1 %, one seed")},
+    labelled={
+        "lr": (3e-3, "far above the range, for a tiny model in 400 steps: 93.9 % against 72.0 %, mean of 3 seeds")
+    },
 )
 
 _CAPTIONS = Workload(
