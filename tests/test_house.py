@@ -244,6 +244,7 @@ WITHOUT_EXAMPLE = {
     "lit_opt/recipes/common.py": {"label_smoothing"},
     "lit_opt/recipes/schema.py": {"Scaling", "LearningRate", "Warmup", "Decay"},
     "lit_opt/resolve/lr.py": {"BatchRule"},
+    "lit_opt/workloads/hugging_face.py": {"HuggingFaceImages", "HuggingFaceText", "load_splits"},
     "lit_opt/workloads/image_data.py": {"CIFAR10", "ImageFolder"},
 }
 
