@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -230,8 +230,17 @@ def _check_group(row: OptimizerRow, group: Mapping[str, Any], where: str) -> tup
     return clean, problems + found
 
 
-def _load(row: OptimizerRow) -> type[Optimizer]:
+def _load(row: OptimizerRow) -> Callable[..., Optimizer]:
     module, _, attribute = row.factory.partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
-    assert isinstance(factory, type) and issubclass(factory, Optimizer)
-    return factory
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as missing:
+        if not row.extra:
+            raise
+        raise RecipeError(
+            [
+                f"optimizer: {row.name} needs {missing.name}, which is not installed. Type: pip install 'lit-opt[{row.extra}]'."
+            ]
+        ) from missing
+    assert callable(factory)
+    return factory  # type: ignore[no-any-return]

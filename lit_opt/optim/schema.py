@@ -64,6 +64,9 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        extra: The extra of this package that brings the provider; "" where it is always there.
+        averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
+            rate stays constant after the warmup.
     """
 
     name: str
@@ -84,3 +87,5 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    extra: str = ""
+    averages_itself: bool = False
