@@ -8,7 +8,7 @@ from typing import Any
 from pytorch_optimizer import AdaBound as _AdaBound
 
 
-class AdaBound(_AdaBound):  # type: ignore[misc]
+class AdaBound(_AdaBound):
     """Adam whose step sizes are held between bounds that close around final_lr: Adam first, SGD in the end.
 
     a = lr sqrt(1 - b2^t) / (1 - b1^t) / (sqrt(v) + eps), clipped to final_lr lr / peak (1 -+ 1 / (gamma t)); w <- w - a m.

@@ -83,7 +83,7 @@ def _with_own_flags(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[st
 
 
 def _remember_scalars(scalars: dict[tuple[int, str], Tensor], optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """torch casts all state but "step" to the dtype of its parameter: NAdam's mu_product loses digits in bfloat16."""
+    """Torch casts all state but "step" to the dtype of its parameter: NAdam's mu_product loses digits in bfloat16."""
     scalars.clear()
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
     for index, saved in enumerate(order):

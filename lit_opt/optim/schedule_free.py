@@ -56,7 +56,7 @@ class _ScheduleFree(Optimizer):
             del self.state[param]
 
 
-class ScheduleFreeAdamW(_ScheduleFree, AdamWScheduleFree):  # type: ignore[misc]
+class ScheduleFreeAdamW(_ScheduleFree, AdamWScheduleFree):
     """AdamW whose averaged weights take the place of a decaying learning rate.
 
     Gradients are taken at y = (1 - b1) z + b1 x; z <- z - lr (g / (sqrt(vhat) + eps) + wd y); x averages z.
@@ -101,7 +101,7 @@ class ScheduleFreeAdamW(_ScheduleFree, AdamWScheduleFree):  # type: ignore[misc]
         super().__init__(params, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay, **average)
 
 
-class ScheduleFreeSGD(_ScheduleFree, SGDScheduleFree):  # type: ignore[misc]
+class ScheduleFreeSGD(_ScheduleFree, SGDScheduleFree):
     """SGD whose averaged weights take the place of a decaying learning rate.
 
     Gradients are taken at y = (1 - momentum) z + momentum x; z <- z - lr (g + wd y); x averages z.

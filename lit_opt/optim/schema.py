@@ -67,6 +67,10 @@ class OptimizerRow:
         extra: The extra of this package that brings the provider; "" where it is always there.
         averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
             rate stays constant after the warmup.
+        wraps: For an optimizer around another one: setting -> the base that it takes by default, "" for any other. What
+            the base has, it has as well; `registry.get_row` puts the two together.
+        own_values: For such a one, published values of its own keywords, in every setting of the base.
+        needs_closure: A step evaluates the model itself.
     """
 
     name: str
@@ -89,3 +93,6 @@ class OptimizerRow:
     group_options: tuple[str, ...] = ()
     extra: str = ""
     averages_itself: bool = False
+    wraps: Mapping[str, str] = field(default_factory=dict)
+    own_values: Mapping[str, Value] = field(default_factory=dict)
+    needs_closure: bool = False

@@ -7,7 +7,7 @@ from typing import Any
 from timm.optim import Lion
 
 
-class Signum(Lion):  # type: ignore[misc]
+class Signum(Lion):
     """timm's Lion with both betas equal to `momentum`, which is Signum: m <- mu m + (1 - mu) g; w <- w - lr sign(m).
 
     It is the baseline of the equal-betas study (arXiv:2505.21829).
