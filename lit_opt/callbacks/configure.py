@@ -73,7 +73,9 @@ def configure_run(
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
         # the module's own method (Lightning#21435).
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    state = {"params", *(row.group_state if row else ())}
+    options = [{k: v for k, v in g.items() if k not in state} for g in optimizer.param_groups]
     assert resolved.schedule is not None
     return Configured(
         resolved=resolved,

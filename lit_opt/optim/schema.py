@@ -71,6 +71,7 @@ class OptimizerRow:
             the base has, it has as well; `registry.get_row` puts the two together.
         own_values: For such a one, published values of its own keywords, in every setting of the base.
         needs_closure: A step evaluates the model itself.
+        group_state: What the class counts in its groups: a resume keeps it, as all other state.
     """
 
     name: str
@@ -96,3 +97,4 @@ class OptimizerRow:
     wraps: Mapping[str, str] = field(default_factory=dict)
     own_values: Mapping[str, Value] = field(default_factory=dict)
     needs_closure: bool = False
+    group_state: tuple[str, ...] = ()

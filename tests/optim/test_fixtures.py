@@ -148,7 +148,7 @@ def test_is_close_to_the_formula_in_float32(name: str, file: str, case: str):
 def test_schedule_free_has_both_weights(case: str):
     file = "schedule_free_adamw"
     params, expected = start(file, case, torch.float64), case_of(file, case)["params_after"]
-    optimizer = build("schedule_free_adamw", params.values(), **case_of(file, case)["hyper"])
+    optimizer: Any = build("schedule_free_adamw", params.values(), **case_of(file, case)["hyper"])
     for step, grads in enumerate(FIXTURES[file]["problem"]["grads"], start=1):
         for key, param in params.items():
             param.grad = torch.tensor(grads[key], dtype=torch.float64)

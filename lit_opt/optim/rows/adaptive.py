@@ -204,6 +204,7 @@ ROWS = (
         evidence="won AlgoPerf 2024 (self-tuning track); open source",
         hyperparameters={**_ADAM, **_AVERAGE},
         averages_itself=True,
+        group_state=("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"),
     ),
     OptimizerRow(
         name="schedule_free_sgd",
@@ -216,5 +217,6 @@ ROWS = (
         evidence="small scale; open source",
         hyperparameters={"lr": REQUIRED, "momentum": 0.9, "weight_decay": 0.0, **_AVERAGE},
         averages_itself=True,
+        group_state=("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"),
     ),
 )

@@ -60,5 +60,6 @@ ROWS = (
         evidence="small scale; open source",
         hyperparameters={"base": "sgd", "k": 5, "alpha": 0.5},
         wraps=_BASES,
+        group_state=("lookahead_steps",),
     ),
 )
