@@ -26,8 +26,12 @@ DTYPES = ("auto", "bfloat16", "float32", "float64")
 # Rows, and entries of the left matrix, from which blocks win (measured with AVX512-BF16).
 _BLOCKED_FROM = 256
 _BLOCKED_SIZE = {torch.bfloat16: 400_000}
+# Rows of the smallest block; 96 elsewhere.
+_LEAST_BLOCK = {torch.bfloat16: 192}
 _GRAM_FROM_RATIO = 2
 _BFLOAT16_FROM = 64
+# Norms whose squares neither vanish nor overflow in float32, with a wide margin.
+_USUAL = (1e-10, 1e15)
 # Gram path: (first restart, steps between two).
 _RESTARTS = (2, 3)
 # Presets that may take it in bfloat16. polar_express_paper has no margin at any step.
@@ -126,17 +130,25 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
     """
     if batch.numel() == 0:
         return batch.to(dtype)
-    # By the largest entry first and then by the norm, so that no square overflows or vanishes.
-    # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
-    largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
-    batch.div_(largest.where(largest != 0, 1.0))
-    norm = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
-    # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
-    inverse = norm.clamp_min(1.0).mul_(SAFETY.get(preset, 1.0)).reciprocal_()
+    norm = _norms(batch)
+    usual = (norm > _USUAL[0]) & (norm < _USUAL[1])
+    # Read on a CPU alone: elsewhere it would wait for the device.
+    if norm.device.type != "cpu" or torch.compiler.is_compiling() or not bool(usual.all()):
+        # By the largest entry first and then by the norm, so that no square overflows or vanishes.
+        # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
+        largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
+        batch.div_(largest.where(~usual & (largest != 0), 1.0))
+        # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
+        norm = norm.where(usual, _norms(batch).clamp_min_(1.0))
+    inverse = norm.mul_(SAFETY.get(preset, 1.0)).reciprocal_()
     x = torch.mul(batch, inverse, out=batch if dtype == batch.dtype else torch.empty_like(batch, dtype=dtype))
     if preset == "svd":
         return _exact(x)
     return newton_schulz(x, preset, ns_steps)
+
+
+def _norms(batch: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
 
 
 def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
@@ -210,26 +222,39 @@ def _add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float = 1.
     return (torch.addmm if c.ndim == 2 else torch.baddbmm)(c, a, b, beta=beta, alpha=alpha)
 
 
-def _symmetric(
-    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, levels: int = 2
-) -> Tensor:
-    """The product beta c + alpha a b, known to be symmetric up to rounding; large ones by blocks: 5/8 of the work.
+def _symmetric(a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """The product beta c + alpha a b, known to be symmetric up to rounding; large ones by blocks: 9/16 of the work.
 
     Rounding matters: a b' in place of a b, with b symmetric but for bfloat16, leaves singular values up to 2e4.
     """
     rows = a.size(-2)
-    if a.ndim == 3 or levels == 0 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
+    if a.ndim == 3 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
         return a @ b if c is None else _add_product(c, a, b, beta, alpha)
-    half = rows // 2
-    low, high = slice(None, half), slice(half, None)
     out = a.new_empty(rows, rows)
+    _symmetric_into(out, a, b, c, beta, alpha, 2 * _LEAST_BLOCK.get(a.dtype, 96))
+    return out
+
+
+def _symmetric_into(
+    out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alpha: float, least: int
+) -> None:
+    """Write the product to a view: below `least` rows as it is, else the diagonal's quarters and one beside them."""
+    if a.size(0) < least:
+        _product_into(out, a, b, c, beta, alpha)
+        return
+    low, high = slice(None, a.size(0) // 2), slice(a.size(0) // 2, None)
     for part in (low, high):
         corner = None if c is None else c[part, part]
-        out[part, part] = _symmetric(a[part], b[:, part], corner, beta, alpha, levels - 1)
-    side = a[high] @ b[:, low] if c is None else _add_product(c[high, low], a[high], b[:, low], beta, alpha)
-    out[high, low] = side
-    out[low, high] = side.mT
-    return out
+        _symmetric_into(out[part, part], a[part], b[:, part], corner, beta, alpha, least)
+    _product_into(out[high, low], a[high], b[:, low], None if c is None else c[high, low], beta, alpha)
+    out[low, high] = out[high, low].mT
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alpha: float) -> None:
+    if c is None:
+        torch.mm(a, b, out=out)
+    else:
+        torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
 
 
 def _exact(x: Tensor) -> Tensor:
