@@ -64,13 +64,33 @@ def mix_(target: Tensor, estimate: Tensor | None, buffer: Tensor, share: float) 
 
 
 def place(batch: Tensor, slot: Slot) -> Tensor:
-    """A slot's part of a batch: (rows, cols) where the slot is plain, else (count, rows, cols)."""
+    """A slot's part of a batch: (rows, cols) where the slot is plain, else (count, rows, cols).
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import Muon
+        >>> weight = torch.ones(6, 4, requires_grad=True)
+        >>> optimizer = Muon([weight], num_heads=2)
+        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> place(torch.ones(chunk.shape), chunk.slots[0]).shape
+        torch.Size([2, 3, 4])
+    """
     part = batch[slot.place.start] if slot.plain else batch[slot.place]
     return part if slot.columns is None else part[..., slot.columns]
 
 
 def matrices_of(tensor: Tensor, slot: Slot, group: Mapping[str, Any]) -> Tensor:
-    """A slot's matrices as a view of a tensor with the parameter's shape."""
+    """A slot's matrices as a view of a tensor with the parameter's shape.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import Muon
+        >>> weight = torch.ones(6, 4, requires_grad=True)
+        >>> optimizer = Muon([weight], num_heads=2)
+        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> matrices_of(weight, chunk.slots[0], optimizer.param_groups[0]).shape
+        torch.Size([2, 3, 4])
+    """
     if slot.plain:
         return tensor
     view = blocks(tensor, group)[slot.block]

@@ -238,8 +238,8 @@ class MatrixOptimizer(Optimizer):
                 fill_(batch[first : first + len(params)], estimates, buffers, share)
                 first += len(params)
                 continue
-            for param, estimate, buffer in zip(params, estimates or [None] * len(params), buffers, strict=True):
-                mixes[param] = (estimate, buffer, share)
+            for i, (param, buffer) in enumerate(zip(params, buffers, strict=True)):
+                mixes[param] = (None if estimates is None else estimates[i], buffer, share)
         for slot in () if chunk.plain else chunk.slots:
             estimate, buffer, share = mixes[slot.param]
             if slot.sharded and is_sharded(buffer):
@@ -249,12 +249,14 @@ class MatrixOptimizer(Optimizer):
             if slot.last:
                 del mixes[slot.param]
             target, group = place(batch, slot), self.param_groups[slot.group]
-            pair = [None if x is None else matrices_of(x, slot, group) for x in (estimate, buffer)]
+            buffer = matrices_of(buffer, slot, group)
+            estimate = None if estimate is None else matrices_of(estimate, slot, group)
             if slot.columns is None:
-                target = target.view(pair[1].shape)  # type: ignore[union-attr]
+                target = target.view(buffer.shape)
             else:
-                pair = [None if x is None else x.reshape(target.shape) for x in pair]
-            mix_(target, pair[0], pair[1], share)  # type: ignore[arg-type]
+                buffer = buffer.reshape(target.shape)
+                estimate = None if estimate is None else estimate.reshape(target.shape)
+            mix_(target, estimate, buffer, share)
         return batch
 
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
@@ -307,4 +309,3 @@ class MatrixOptimizer(Optimizer):
 def _whole(tensor: Any) -> Tensor:
     """A DTensor's full tensor on every process."""
     return tensor.full_tensor()
-

@@ -33,18 +33,17 @@ def corrected_gradient(group: Group, params: Sequence[Tensor], states: States) -
     if group["variant"] == "efficient":
         return grads
     factor = group["gamma"] * group["momentum"] / (1 - group["momentum"])
-    estimates = []
     for grad, state in zip(grads, states, strict=True):
-        previous = state.get("previous_gradient")
-        estimate = grad * (1 + factor) if previous is None else torch.lerp(previous, grad, 1 + factor)
-        norm = torch.linalg.vector_norm(estimate, dtype=torch.promote_types(estimate.dtype, torch.float32))
-        # Division, so that a NaN stays one.
-        estimates.append(estimate.div_(norm.clamp_min(1.0).to(estimate.dtype)))
-        if group["variant"] == "approx":
-            if previous is None:
-                state["previous_gradient"] = grad.clone()
-            else:
-                previous.copy_(grad)
+        if "previous_gradient" not in state:
+            state["previous_gradient"] = torch.zeros_like(grad)
+    previous = [state["previous_gradient"] for state in states]
+    estimates = list(torch._foreach_lerp(previous, grads, 1 + factor))
+    precise = torch.promote_types(estimates[0].dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(estimate, dtype=precise) for estimate in estimates]
+    # Division, so that a NaN stays one.
+    torch._foreach_div_(estimates, [norm.clamp_min(1.0).to(grads[0].dtype) for norm in norms])
+    if group["variant"] == "approx":
+        torch._foreach_copy_(previous, grads)
     return estimates
 
 
