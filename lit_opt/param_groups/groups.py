@@ -22,7 +22,15 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.registry import get_row
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.parts import match_parts
-from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, misplaced, place, rule_labels
+from lit_opt.param_groups.placement import (
+    ParamRow,
+    Placed,
+    match_rules,
+    misplaced,
+    place,
+    rule_labels,
+    unsplittable,
+)
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
@@ -105,7 +113,7 @@ def group_parameters(
     algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
     routed = isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
     if routed:
-        problems += misplaced(trainable, rules, algorithm)
+        problems += misplaced(trainable, rules, algorithm) or unsplittable(trainable, rules, algorithm)
     if resolved.trains == "adapters":
         adapter_notes, adapter_problems = check_adapters(snapshot, resolved.name)
         notes += adapter_notes
