@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.engine import Group, MatrixOptimizer, Stages, States, averaged
 from lit_opt.optim.matrix.groups import group_label
@@ -43,7 +44,8 @@ def corrected_gradient(group: Group, params: Sequence[Tensor], states: States) -
     # Division, so that a NaN stays one.
     torch._foreach_div_(estimates, [norm.clamp_min(1.0).to(grads[0].dtype) for norm in norms])
     if group["variant"] == "approx":
-        torch._foreach_copy_(previous, grads)
+        # DTensors have no such call (torch 2.15); both are sharded alike.
+        torch._foreach_copy_([local(x) for x in previous], [local(grad) for grad in grads])
     return estimates
 
 

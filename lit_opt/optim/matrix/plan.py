@@ -158,7 +158,8 @@ def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list
     pieces, first_row = [], 0
     split = group.get("split_sizes") or group.get("num_heads")
     plain = len(members) == 1 and not split and layout_of(group, members[0]) == "matrix" and not is_sharded(members[0])
-    for block, view in enumerate(blocks(members[0], group)):
+    # Shapes alone: looking at the parts of sharded tensors would make processes talk.
+    for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
         count, rows, cols = shape_of(view)
         used = slice(first_row, first_row + count * rows)
         first_row = used.stop
