@@ -175,7 +175,7 @@ def _whole_shape(piece: _Piece) -> tuple[int, int]:
 
 def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
     short = min(rows, cols)
-    each = (3 * rows * cols + 4 * short * short) * dtype.itemsize
+    each = (3 * rows * cols + 5 * short * short) * dtype.itemsize
     return max(1 if device.type == "cpu" else _GPU_BATCH, _SCRATCH_BYTES // each)
 
 
