@@ -20,8 +20,8 @@ import timm
 import torch
 from torch import Tensor
 from torch.nn import Parameter
-from torch.profiler import ProfilerActivity, profile
 
+from benchmarks.memory import extra_peak
 from benchmarks.optimizer_step import cpu_name
 from lit_opt.optim import build
 from lit_opt.optim.matrix.orthogonalize import orthogonalize_
@@ -164,18 +164,6 @@ def overhead(rounds: int) -> None:
         f"{whole:.0f} us with torch's operations, of which {many:.0f} us are ours; torch.optim.Muon takes "
         f"{1e3 * statistics.median(times['torch']):.0f} us)."
     )
-
-
-def extra_peak(step: Callable[[], object]) -> int:
-    """Bytes that a step holds at most beyond what was there before it, as torch's allocator saw it."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
-        step()
-    events = seen.profiler.kineto_results.events()  # type: ignore[union-attr]
-    live = peak = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        peak = max(peak, live)
-    return peak
 
 
 def memory() -> None:

@@ -92,7 +92,7 @@ def fit(method: str, how: dict[str, Any], *callbacks: Any, ckpt_path: Path | Non
         counted.append(batch.size(0) if batch.any() else 0)  # a process without work computes one zero matrix
         return orthogonalise(batch, *args)
 
-    engine.orthogonalize_ = counting
+    engine.orthogonalize_ = counting  # type: ignore[assignment]
     module, ours = Llama(), recipe(method)
     t = trainer(ours, *callbacks, max_steps=STEPS, use_distributed_sampler=False, **how)
     try:
@@ -125,7 +125,7 @@ def main(folder: Path) -> None:
         for method in METHODS:
             path = folder / f"{kind}.{method}.ckpt"
             try:
-                result = {"straight": fit(method, strategy(kind), SaveAt(path, STEPS // 2))}
+                result: dict[str, Any] = {"straight": fit(method, strategy(kind), SaveAt(path, STEPS // 2))}
                 result["resumed"] = fit(method, strategy(kind), ckpt_path=path)
                 if (kind, method) == ("ddp", "muon"):
                     unsynchronised = {"devices": 2, "strategy": DDPStrategy(ddp_comm_hook=noop_hook)}

@@ -154,7 +154,7 @@ class Recording(Net):
 
     def training_step(self, batch: Any, batch_idx: int) -> Tensor:
         loss = super().training_step(batch, batch_idx)
-        self.calls.append((batch_idx, self.net[0].weight.detach().clone(), self.masks[-1]))  # type: ignore[union-attr, operator]
+        self.calls.append((batch_idx, self.net[0].weight.detach().clone(), self.masks[-1]))  # type: ignore[operator]
         return loss
 
 

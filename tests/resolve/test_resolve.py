@@ -407,7 +407,7 @@ def numbers_of(resolved):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("overrides", [{}, {"lr": 1, "weight_decay": 0, "ema": True, "decay": "linear", "warmup": 3}])
 def test_provenance_is_complete(name, overrides):
-    if overrides and get_row(get_recipe(name).optimizer.number).matrix:
+    if overrides and get_row(str(get_recipe(name).optimizer.number)).matrix:
         overrides = overrides | {"lr": 0.005}  # 1 is of another unit system
     resolved = run(name, **overrides)
     found = dict(numbers_of(resolved))
@@ -501,10 +501,11 @@ def test_random_overrides_resolve_to_themselves():
             ("betas" if betas else "momentum"): (rng.random(), rng.random()) if betas else rng.random(),
             "layer_decay": rng.uniform(0.01, 1),
         }
+        kwargs = None
         if "scale" in get_recipe(name).hyperparameters:
             # Whoever names the scale may have any rate.
-            asked["optimizer_kwargs"] = {"scale": get_recipe(name).hyperparameters["scale"].number}
-        resolved = run(name, **asked)
+            kwargs = {"scale": get_recipe(name).hyperparameters["scale"].number}
+        resolved = run(name, **asked, optimizer_kwargs=kwargs)
         assert (resolved.lr, resolved.weight_decay) == (asked["lr"], asked["weight_decay"])
         assert (resolved.clip.limit, resolved.ema.decay) == (asked["clip"], asked["ema"])
         assert resolved.schedule.warmup_steps == asked["warmup"] and resolved.layer_decay == asked["layer_decay"]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from benchmarks.muon_step import extra_peak
+from benchmarks.memory import extra_peak
 from lit_opt.errors import RecipeError
 from lit_opt.optim import MarsM, Muon, NorMuon, Teon, build
 from lit_opt.optim.matrix.cost import orthogonalization_share
@@ -645,7 +645,7 @@ def test_scratch_stays_within_the_limit(name: str, dtype: str, monkeypatch: pyte
 
     limit = 2 * 2**20
     monkeypatch.setattr(plan, "_SCRATCH_BYTES", limit)
-    shapes: list[tuple[int, ...]] = [(64, 128)] * 60 + [(128, 64)] * 20
+    shapes: list[tuple[int, ...]] = [*[(64, 128)] * 60, *[(128, 64)] * 20]
     params = params_of(*shapes, dtype=torch.float32)
     optimizer = build(name, params, lr=0.02, ns_dtype=dtype)
     run(optimizer, params, steps=1)
