@@ -21,7 +21,7 @@ def fill_(batch: Tensor, estimates: Sequence[Tensor] | None, buffers: Sequence[T
 
     Args:
         batch: (count, rows, cols), written to.
-        estimates: C, (rows, cols) each; None where only the buffers count.
+        estimates: C, (rows, cols) or a kernel of as many entries each; None where only the buffers count.
         buffers: M.
         share: The buffers' share.
 
@@ -32,6 +32,7 @@ def fill_(batch: Tensor, estimates: Sequence[Tensor] | None, buffers: Sequence[T
         >>> batch
         tensor([[[0.2500, 0.2500]]])
     """
+    buffers, estimates = _flat(buffers), None if estimates is None else _flat(estimates)
     if buffers[0].dtype != batch.dtype:
         for index, (target, buffer) in enumerate(zip(batch.unbind(), buffers, strict=True)):
             mix_(target, None if estimates is None else estimates[index], buffer, share)
@@ -43,6 +44,10 @@ def fill_(batch: Tensor, estimates: Sequence[Tensor] | None, buffers: Sequence[T
     else:
         torch.stack(tuple(buffers), out=batch)
         torch.lerp(torch.stack(tuple(estimates)), batch, share, out=batch)
+
+
+def _flat(tensors: Sequence[Tensor]) -> list[Tensor]:
+    return [tensor if tensor.ndim == 2 else tensor.flatten(1) for tensor in tensors]
 
 
 def mix_(target: Tensor, estimate: Tensor | None, buffer: Tensor, share: float) -> None:
@@ -102,7 +107,7 @@ def add_(params: Sequence[Tensor], updates: Sequence[Tensor], factor: Any) -> No
 
     Args:
         params: W, plain tensors.
-        updates: U; they are lost where factor is a tensor.
+        updates: U, contiguous, of as many entries; they are lost where factor is a tensor.
         factor: A number, or a 0-D tensor (a learning rate that a captured graph reads).
 
     Example:
@@ -112,10 +117,11 @@ def add_(params: Sequence[Tensor], updates: Sequence[Tensor], factor: Any) -> No
         >>> weight
         tensor([0.5000, 0.5000])
     """
+    shaped = [u if u.ndim == p.ndim else u.view(p.shape) for p, u in zip(params, updates, strict=True)]
     if isinstance(factor, Tensor):
-        torch._foreach_mul_(list(updates), factor)
+        torch._foreach_mul_(shaped, factor.to(params[0].device))
         factor = 1.0
-    torch._foreach_add_(list(params), list(updates), alpha=factor)
+    torch._foreach_add_(list(params), shaped, alpha=factor)
 
 
 def decay_(params: Sequence[Tensor], rate: Any) -> None:
@@ -136,6 +142,6 @@ def decay_(params: Sequence[Tensor], rate: Any) -> None:
     """
     own = [local(param) for param in params] if is_sharded(params[0]) else list(params)
     if isinstance(rate, Tensor):
-        torch._foreach_mul_(own, 1 - rate)
+        torch._foreach_mul_(own, (1 - rate).to(own[0].device))
     elif rate:
         torch._foreach_add_(own, own, alpha=-rate)

@@ -34,7 +34,7 @@ class Slot:
         columns: Their columns within the chunk's matrices; None for all (a stack has several parameters side by side).
         shape: Outputs and inputs of one of them.
         rows: Their range within the parameter's rows, for statistics of rows.
-        plain: The parameter is one matrix as it stands.
+        plain: The parameter is one matrix as it stands, or with its kernel's dimensions read as one.
         sharded: It is a DTensor.
         last: No later slot of the plan belongs to this parameter.
     """
@@ -157,7 +157,8 @@ def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Ten
 def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
     pieces, first_row = [], 0
     split = group.get("split_sizes") or group.get("num_heads")
-    plain = len(members) == 1 and not split and layout_of(group, members[0]) == "matrix" and not is_sharded(members[0])
+    as_it_is = layout_of(group, members[0]) in ("matrix", "conv")
+    plain = len(members) == 1 and not split and as_it_is and not is_sharded(members[0])
     # Shapes alone: looking at the parts of sharded tensors would make processes talk.
     for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
         count, rows, cols = shape_of(view)
