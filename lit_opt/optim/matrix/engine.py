@@ -1,5 +1,8 @@
 """One Optimizer for the Muon family: estimate the gradient, momentum, precondition, normalise, scale, decay and apply.
 
+Not run on a GPU so far. By reading, and by running it on the "meta" device, a step there never waits for the device:
+no number is read back, and rates may be 0-D tensors (orthogonalize="svd" waits inside torch).
+
 A method is a subclass that names its `Stages`. Groups have an "algorithm": the method's name, or "adamw" for what
 matrices are not meant for. All state is in self.state, and `p.grad` is never written to or kept.
 """
@@ -123,7 +126,7 @@ class MatrixOptimizer(Optimizer):
         """Let each process of a data-parallel run orthogonalise its share of the matrices.
 
         Only for processes that hold the same weights and step on the same gradients, as under DDP; every one has to
-        call this, and after deepcopy and pickle again. Without it each process computes everything, with the same
+        call this, and after deepcopy and pickle again. A Recipe calls it under Lightning's DDP. Without it each process computes everything, with the same
         result.
 
         Args:

@@ -77,7 +77,9 @@ class MarsM(MatrixOptimizer):
 
     approx: the correction uses the last step's gradient. exact: it uses the gradient at the last step's weights on
     this step's batch, for which the closure is called twice; the closure has to zero the gradients itself, so
-    accumulated gradients do not work. Random numbers of both calls agree; a batch norm's statistics move twice.
+    accumulated gradients do not work. Random numbers of both calls agree, so dropout drops the same; a batch norm's
+    statistics move twice. Under Lightning, training_step, its logging and the hooks around backward run twice as well;
+    a Recipe refuses it under accumulation, 16-mixed, manual optimization and FSDP2.
     efficient: one buffer instead of two, without the clipping.
 
     The corrected gradient is clipped to a norm of 1 for each parameter, as in the official code, so the update is not
