@@ -234,7 +234,7 @@ WITHOUT_EXAMPLE = {
         "optimizer_markdown",
     },
     "lit_opt/explain/listing.py": {"listing_tables"},
-    "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "misplaced", "place"},
+    "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "misplaced", "place", "unsplittable"},
     "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
     "lit_opt/optim/schema.py": {"OptimizerRow"},
     "lit_opt/resolve/overrides.py": {"plain", "is_real", "is_whole", "is_number"},

@@ -13,6 +13,7 @@ from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.callbacks.matrix import refuse_exact, share_work
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.session import Session
@@ -189,9 +190,10 @@ class Recipe(OwnsEMA):
                 ]
             )
         snapshot = snapshot_parameters(module)
-        self.run = configure_run(
-            self.spec, self.overrides, run_facts(trainer, snapshot.parameter_count), snapshot, module
-        )
+        facts = run_facts(trainer, snapshot.parameter_count)
+        self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
+        refuse_exact(self.run.resolved, trainer, module)
+        share_work(self.run.optimizer, trainer, module)
         return {
             "optimizer": self.run.optimizer,
             "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
@@ -284,6 +286,11 @@ class Recipe(OwnsEMA):
         assert self._session is not None
         self._session.epoch_start()
         super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Say what a matrix optimizer costs, before the first step."""
+        assert self._session is not None
+        self._session.batch_start(batch)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
-from lit_opt.callbacks.facts import flat_shards
+from lit_opt.callbacks.facts import flat_shards, largest_accumulation
 from lit_opt.optim.sam import SAM, frozen_statistics
 
 
@@ -30,15 +30,15 @@ def two_pass_problems(name: str, trainer: Any, module: Any) -> list[str]:
             f"optimizer: {name} evaluates the loss twice inside its step, and under manual optimization there is no closure "
             "to do it with. Use automatic optimization, or build the optimizer yourself and pass step(closure=...)."
         )
-    if trainer.precision == "16-mixed":
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
         problems.append(
             f"optimizer: {name} needs a closure, and Lightning steps without one under 16-mixed (GradScaler). Use "
             "Trainer(precision='bf16-mixed') or '32-true'."
         )
-    scheduled = [c for c in trainer.callbacks if type(c).__name__ == "GradientAccumulationScheduler"]
-    if trainer.accumulate_grad_batches > 1 or scheduled:
+    accumulation = largest_accumulation(trainer)
+    if accumulation > 1:
         problems.append(
-            f"optimizer: {name} with accumulate_grad_batches={trainer.accumulate_grad_batches}: the second pass would see "
+            f"optimizer: {name} with accumulate_grad_batches={accumulation}: the second pass would see "
             "the last micro-batch alone, and add to the gradients of all. Use a larger batch, more devices, or another "
             "optimizer."
         )

@@ -22,7 +22,15 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.registry import row_of
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.parts import match_parts
-from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, misplaced, place, rule_labels
+from lit_opt.param_groups.placement import (
+    ParamRow,
+    Placed,
+    match_rules,
+    misplaced,
+    place,
+    rule_labels,
+    unsplittable,
+)
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
@@ -106,7 +114,7 @@ def group_parameters(
     row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
     routed = row is not None and row.matrix
     if routed:
-        problems += misplaced(trainable, rules, algorithm)
+        problems += misplaced(trainable, rules, algorithm) or unsplittable(trainable, rules, algorithm)
     if resolved.trains == "adapters":
         adapter_notes, adapter_problems = check_adapters(snapshot, resolved.name)
         notes += adapter_notes

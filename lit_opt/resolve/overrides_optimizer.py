@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov
-from lit_opt.optim.matrix.scale import UNITS, check_units
+from lit_opt.optim.matrix.scale import UNITS, check_rate, check_units
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers, run_row
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve.lr import batch_rule
@@ -119,7 +119,7 @@ def used_row(spec: RecipeSpec, o: Mapping[str, Any]) -> OptimizerRow | None:
 
 
 def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> list[str]:
-    """A scale of the other unit system, with the learning rate or decay of this one.
+    """A scale of the other unit system with the learning rate or decay of this one, or a learning rate of the other.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
@@ -127,6 +127,9 @@ def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> 
         >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), o)
         >>> problem[:107]
         "optimizer_kwargs.scale: 'match_rms_adamw' takes AdamW's learning rates, but weight_decay=0.01 belongs to sc"
+        >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), {"lr": 3e-4})
+        >>> problem[:63]
+        "lr: 0.0003 is AdamW's kind of rate, and scale 'original' takes "
     """
     kwargs = o.get("optimizer_kwargs", {})
     given = {key: o[key] for key in ("lr", "weight_decay") if key in o}
@@ -134,7 +137,19 @@ def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> 
         given["scale"] = kwargs["scale"]
     if "base_lr" in o:
         given["lr"] = o["base_lr"]
-    return check_units(published_units(spec, row), given, where="optimizer_kwargs.")
+    published = published_units(spec, row)
+    problems = check_units(published, given, where="optimizer_kwargs.")
+    lr = given.get("lr")
+    # Whoever names the scale beside the rate means it.
+    if problems or "scale" in given or not isinstance(lr, int | float) or lr <= 0 or published["scale"] not in UNITS:
+        return problems
+    other = "match_rms_adamw" if UNITS[published["scale"]] == "Muon" else "original"
+    ready = f", or Recipe('llm/muon{'_rms' * (other == 'match_rms_adamw')}')" * (spec.setting == "llm")
+    return [
+        f"{problem} For the other units give optimizer_kwargs={{'scale': {other!r}}} with lr= and weight_decay={ready}. If "
+        f"you mean it, name the scale beside it: optimizer_kwargs={{'scale': {published['scale']!r}}}."
+        for problem in check_rate(lr, published["scale"])
+    ]
 
 
 def published_units(spec: RecipeSpec, row: OptimizerRow) -> dict[str, Any]:
@@ -181,7 +196,14 @@ def _algorithm_problems(name: str, row: OptimizerRow | None, groups: object) -> 
                     f"groups[{i}].algorithm: {algorithm!r} for {match!r} under {name}.{nearest(algorithm, (row.name, 'adamw'))} "
                     f"Allowed: {row.name!r} and 'adamw', the two in one optimizer."
                 )
-    elif named:
+        return
+    split = [_field(rule, "match") for rule in groups if _field(rule, "split_sizes") or _field(rule, "num_heads")]
+    if split:
+        yield (
+            f"groups: split_sizes and num_heads (for {', '.join(map(repr, split))}) split what a matrix optimizer "
+            f"orthogonalises, and {name} is none. Remove them, or choose one: {', '.join(MATRIX)}."
+        )
+    if named:
         which = ", ".join(f"{algorithm!r} for {match!r}" for _, match, algorithm in named)
         yield (
             f"groups: {which}, but {name} is one algorithm for all parameters. Remove algorithm=, or choose a matrix "
