@@ -98,7 +98,8 @@ def _number(x: Any) -> float | None:
 def _in_closure(functions: dict[str, Any]) -> float | None:
     """The decay of torch's `get_ema_avg_fn(decay)`, which keeps it in a closure."""
     for function in functions.values():
-        for cell in getattr(function, "__closure__", None) or ():
+        inner = getattr(function, "__wrapped__", function)  # torch.no_grad() is around it
+        for cell in getattr(inner, "__closure__", None) or ():
             if isinstance(cell.cell_contents, float) and 0 < cell.cell_contents < 1:
                 return cell.cell_contents
     return None

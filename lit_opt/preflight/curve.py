@@ -18,10 +18,10 @@ from torch.optim import lr_scheduler as torch_schedulers
 from lit_opt.preflight.schedulers import has_closed_form, is_timm, natural_length, rates_at, stand_in
 
 # Schedulers without a closed form are stepped at most so far; up to so many steps each one is looked at.
-MOST_STEPS = 20_000
+MOST_STEPS = 10_000
 EVERY_STEP = 4_000
 # Doublings of the run within which an end of the schedule is looked for.
-_DOUBLINGS = 8
+_DOUBLINGS = 13
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,9 @@ def _played(
         try:
             now = player.rates(call)
         except Exception as error:
-            if player.jumps or isinstance(error, ValueError | IndexError | ZeroDivisionError | KeyError):
+            if player.jumps:
+                fails_at = math.ceil(player.first_failure(call) * per_call)
+            elif isinstance(error, ValueError | IndexError | ZeroDivisionError | KeyError):
                 fails_at = step
             else:
                 unknown = f"{about['scheduler']} could not be played ({type(error).__name__}: {error})"
@@ -235,6 +237,18 @@ class _Player:
                     break
         return tuple(max(column) for column in zip(*found, strict=True))
 
+    def first_failure(self, fails: int) -> int:
+        """The first call that raises, where call `fails` does."""
+        works = 0
+        while fails - works > 1:
+            middle = (works + fails) // 2
+            try:
+                self.rates(middle)
+                works = middle
+            except Exception:
+                fails = middle
+        return fails
+
     def refine_peak(
         self, steps: list[int], rates: list[tuple[float, ...]], per_call: float
     ) -> tuple[list[int], list[tuple[float, ...]]]:
@@ -251,7 +265,7 @@ class _Player:
         return ordered, [seen[step] for step in ordered]
 
     def measured_length(self, calls: int, peaks: tuple[float, ...]) -> int | None:
-        """Calls after which nothing changes any more; None where that is not seen within 2 ** 8 runs."""
+        """Calls after which nothing changes any more; None where that is not seen within 2 ** 13 runs."""
         if not self.jumps or is_timm(self.copy):
             return None
         try:
@@ -262,9 +276,10 @@ class _Player:
             while high - low > 1:
                 middle = (low + high) // 2
                 low, high = (low, middle) if self.rates(middle) == last else (middle, high)
+            # An exponential ends in underflow only, which is no end.
+            return high if max(self.rates(high // 2)) > 1e-4 * max(peaks) else None
         except Exception:
             return None
-        return high
 
 
 def _grid(calls: int, jumps: bool) -> list[int]:

@@ -39,8 +39,8 @@ def _label_smoothing(e: Evidence) -> Iterator[Finding]:
     losses = [(name, m) for name, m in e.module.named_modules() if type(m) is nn.CrossEntropyLoss]
     plain = [name for name, m in losses if m.label_smoothing == 0]
     in_code = e.code.known and e.code.mentions("cross_entropy") and not e.code.mentions("label_smoothing")
-    soft = e.code.mentions("mixup") or e.code.mentions("Mixup") or e.code.mentions("smooth")
-    if soft or not (plain or in_code):
+    soft = e.code.mentions("mixup") or e.code.mentions("Mixup")
+    if soft or not (plain or (in_code and not e.code.mentions("smooth"))):
         return
     yield _hint(
         "label-smoothing-hint",

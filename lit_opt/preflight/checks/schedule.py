@@ -99,8 +99,10 @@ def _mismatch(e: Evidence, curve: Curve) -> tuple[Level, str, str, str] | None:
     if _rising(curve):
         return None  # an unfinished warmup has a check of its own
     length = curve.length
-    ended = next((i for i, x in enumerate(shape) if x == min(shape)), 0)
-    if name not in _RESTARTS and length is not None and length < 0.9 * calls and max(shape[ended:]) > min(shape) + 0.05:
+    peak = shape.index(max(shape))
+    lowest = min(shape[peak:])
+    ended = shape.index(lowest, peak)
+    if name not in _RESTARTS and length is not None and length < 0.9 * calls and max(shape[ended:]) > lowest + 0.05:
         return (
             "error",
             f"{name} reaches its end within the run, and then the rate rises again.",
@@ -110,7 +112,7 @@ def _mismatch(e: Evidence, curve: Curve) -> tuple[Level, str, str, str] | None:
         )
     if name in _RESTARTS:
         return None
-    vanished = next((i for i in range(len(shape)) if max(shape[i:]) <= 0.01), None)
+    vanished = next((i for i in range(len(shape)) if max(shape[i:]) <= 0.0101), None)
     if vanished is not None and curve.steps[vanished] < 0.5 * total:
         unit = ", if its numbers are epochs, give interval='epoch'" if curve.interval == "step" else ""
         return (
@@ -129,7 +131,7 @@ def _mismatch(e: Evidence, curve: Curve) -> tuple[Level, str, str, str] | None:
             f"its length is {length:,}, the run steps it {calls:,} times and stops at {percent(shape[-1])} of the peak",
             "Most of what a decay gains is gained at its end: a schedule cut off early is worse than a shorter one.",
         )
-    if length < 0.9 * calls and shape[-1] < 0.999 and min(shape) == shape[-1]:
+    if length < 0.9 * calls and shape[-1] < 0.999 and lowest == shape[-1]:
         gone = shape[-1] <= 1e-3
         return (
             "warning" if gone else "note",
@@ -155,7 +157,7 @@ def _nearer_steps(e: Evidence, curve: Curve) -> bool:
 def _warmup_unfinished(e: Evidence) -> Iterator[Finding]:
     """A warmup that is longer than the run."""
     for curve in _known(e):
-        if not _rising(curve):
+        if not _rising(curve) or _nearer_steps(e, curve):
             continue
         base = max(curve.bases, default=0.0)
         yield Finding(
