@@ -19,7 +19,7 @@ from lit_opt.preflight.schedulers import has_closed_form, is_timm, natural_lengt
 
 # Schedulers without a closed form are stepped at most so far; up to so many steps each one is looked at.
 MOST_STEPS = 10_000
-EVERY_STEP = 4_000
+EVERY_STEP = 2_000
 # Doublings of the run within which an end of the schedule is looked for.
 _DOUBLINGS = 13
 

@@ -22,15 +22,13 @@ def test_correct_setups_are_silent(correct):
 
 
 def test_decay_on_norms_in_one_group():
-    module = LM()
-    found = the(
-        llm(module=module, groups=[{"params": list(module.parameters()), "weight_decay": 0.1}]), "decay-on-norms"
-    )
+    module = ViT()
+    found = the(vit(module=module, groups=[{"params": list(module.parameters()), "weight_decay": 0.1}]), "decay-on-norms")
     assert found.level == "warning"
-    # 4 LayerNorms: 4 gains, 4 biases; 3 blocks with 3 linear biases each.
-    assert "4 norm gains" in found.message and "13 biases" in found.message
-    assert "weight_decay 0.1 on 17 tensors" in found.evidence
-    assert "'blocks.0.norm.weight'" in found.evidence
+    # 5 LayerNorms: 5 gains, 5 biases; 4 blocks with 3 linear biases each; those of patch embedding and head.
+    assert "5 norm gains" in found.message and "19 biases" in found.message
+    assert "weight_decay 0.1 on 24 tensors" in found.evidence
+    assert "'patch_embed.bias', 'blocks.0.norm.weight'" in found.evidence
 
 
 def test_decay_on_norms_that_escape_an_exclusion():
@@ -40,17 +38,21 @@ def test_decay_on_norms_that_escape_an_exclusion():
         {"params": [p for n, p in module.named_parameters() if "bias" not in n], "weight_decay": 0.05},
         {"params": [p for n, p in module.named_parameters() if "bias" in n], "weight_decay": 0.0},
     ]
-    found = the(run(module, torch.optim.AdamW(groups, lr=1e-3)), "decay-on-norms")
-    assert found.level == "warning"
-    assert found.message == "Weight decay acts on 1 norm gain, although other tensors are excluded from it."
-    assert "weight_decay 0.05 on 1 tensor, such as 'ln.weight'" in found.evidence
+    for setting in (None, "llm"):
+        found = the(run(module, torch.optim.AdamW(groups, lr=1e-3), setting=setting), "decay-on-norms")
+        assert found.level == "warning"
+        assert found.message == "Weight decay acts on 1 norm gain, although 2 tensors of these kinds are excluded from it."
+        assert "weight_decay 0.05 on 1 tensor, such as 'ln.weight'" in found.evidence
 
 
-@pytest.mark.parametrize(("setting", "decay"), [("llm/finetune", 0.01), ("diffusion", 0.01)])
-def test_decay_on_norms_is_a_note_where_practice_is_mild(setting, decay):
+@pytest.mark.parametrize(("setting", "decay"), [("llm", 0.1), ("llm/finetune", 0.01), ("diffusion", 0.01)])
+def test_decay_on_norms_is_a_note_where_practice_is_divided(setting, decay):
+    """litgpt, torchtitan, OLMo, SmolLM3 and Moonlight decay the norms of language models."""
     module = LM()
     groups = [{"params": list(module.parameters()), "weight_decay": decay}]
-    assert the(llm(module=module, groups=groups, setting=setting), "decay-on-norms").level == "note"
+    found = the(llm(module=module, groups=groups, setting=setting), "decay-on-norms")
+    assert found.level == "note" and "Practice is divided" in found.why
+    assert "4 norm gains, 13 biases" in found.message
 
 
 def test_decay_on_norms_is_a_note_in_small_l2_units():

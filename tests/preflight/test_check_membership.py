@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -9,8 +11,8 @@ from torch import nn
 from tests.preflight.setups import LM, by_role, ids, llm, run, schedule, the
 
 
-def sgd(parameters):
-    return torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+def sgd(parameters: Any) -> torch.optim.SGD:
+    return torch.optim.SGD(list(parameters), lr=0.1, momentum=0.9)
 
 
 def test_parameters_in_no_optimizer():

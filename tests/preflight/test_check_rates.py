@@ -53,7 +53,7 @@ def test_a_decay_outside_its_range():
     assert found.level == "warning"
     assert "weight_decay 0.0001; range 0.01 .. 0.1, 100.0 times beside it" in found.evidence
     assert "units that are not multiplied by AdamW's lr" in found.why
-    of_adamw = the(cnn(groups=by_role(module := CNN(), "cnn", 0.05), module=module), "decay-range")
+    of_adamw = the(cnn(groups=by_role(net := CNN(), "cnn", 0.05), module=net), "decay-range")
     assert of_adamw.level == "warning" and "Decays of 0.01 and more are AdamW's" in of_adamw.why
     none = the(llm(module=(module := LM()), groups=by_role(module, "llm", 0.0)), "decay-range")
     assert none.level == "note" and "no decay at all" in none.evidence

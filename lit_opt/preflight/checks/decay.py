@@ -31,22 +31,27 @@ def _decay_on_norms(e: Evidence) -> Iterator[Finding]:
         roles[info.role] = roles.get(info.role, 0) + 1
     what = ", ".join(f"{count:,} {_plural(role, count)}" for role, count in roles.items())
     decays = sorted({group.weight_decay for group, _ in found})
-    largest = max(decays)
-    mild = largest <= _L2_SIZED or e.finetunes or e.base == "diffusion"
-    split = any(group.weight_decay == 0 and group.members for group in e.groups)
+    tiny = max(decays) <= _L2_SIZED
+    spared = [info for group in e.groups if group.weight_decay == 0 for info in group.members if info.role in _SMALL]
+    divided = e.base in ("llm", "vlm", "diffusion") or e.finetunes
     yield Finding(
         id="decay-on-norms",
-        level="note" if mild and not split else "warning",
+        level="note" if tiny or (divided and not spared) else "warning",
         message=f"Weight decay acts on {what}"
-        + (", although other tensors are excluded from it." if split else ": nothing is excluded from it."),
+        + (f", although {tensors(len(spared))} of these kinds are excluded from it." if spared else "."),
         evidence=f"weight_decay {' and '.join(f'{d:g}' for d in decays)} on {tensors(len(found))}, such as "
         f"{some([info.name for _, info in found])}",
         why="It pulls gains and biases to zero, where weights are merely kept small: it saves no capacity and can unbalance "
         "layers. "
         + (
-            "In L2 units of this size torchvision and mmpretrain decay them as well, so little may change."
-            if mild
-            else "nanoGPT, timm, big_vision, open_clip and Megatron exclude them; litgpt and torchtitan do not."
+            "The rule that excludes them misses some."
+            if spared and not tiny
+            else "In L2 units of this size torchvision and mmpretrain decay them as well, so little may change."
+            if tiny
+            else "Practice is divided: nanoGPT, Megatron and the Hugging Face Trainer exclude them, litgpt, torchtitan and "
+            "OLMo do not."
+            if divided
+            else "timm, big_vision, open_clip, Swin and ConvNeXt exclude them."
         ),
         source="nanoGPT model.py:263, timm/optim/_param_groups.py:19, open_clip optim.py:60; arXiv:1812.01187 section 3.1",
         fix=_GROUPS_FIX.format(setting=e.setting or "llm"),

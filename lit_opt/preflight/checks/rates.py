@@ -102,7 +102,7 @@ def _published(e: Evidence, group: Group) -> Value | None:
 def _decay_range(e: Evidence) -> Iterator[Finding]:
     """A weight decay outside of the published range."""
     group = e.largest("adam", "sgd")
-    if group is None or e.finetunes:
+    if group is None or any(other.method.kind == "matrix" for other in e.groups):
         return
     decay = max(g.weight_decay for g in e.groups if g.method == group.method)
     row = e.row(group.method)
