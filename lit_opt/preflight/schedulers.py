@@ -40,7 +40,9 @@ def has_closed_form(scheduler: Any) -> bool:
         True
     """
     if isinstance(scheduler, torch_schedulers.SequentialLR):
-        return all(has_closed_form(part) for part in scheduler._schedulers)
+        # A sequence inside a sequence is begun by torch in a way of its own.
+        parts = scheduler._schedulers
+        return all(has_closed_form(part) and not isinstance(part, torch_schedulers.SequentialLR) for part in parts)
     if type(scheduler) is torch_schedulers.CosineAnnealingWarmRestarts or type(scheduler) in _BY_LAST_EPOCH:
         return True
     # Of torch's own: in a subclass the two forms may differ.

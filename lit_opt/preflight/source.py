@@ -14,7 +14,17 @@ from dataclasses import dataclass, field
 
 from torch import nn
 
-_LIBRARIES = ("torch", "lightning", "pytorch_lightning", "lit_opt.workloads", "builtins")
+_LIBRARIES = (
+    "torch",
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "diffusers",
+    "timm",
+    "peft",
+    "lit_opt.workloads",
+    "builtins",
+)
 _EVALUATES = re.compile(r"valid|eval|test|predict|sampl|generat|forward|infer|export|swap|store|copy_to", re.IGNORECASE)
 
 

@@ -29,9 +29,7 @@ def deit() -> Report:
 
     module = build("timm/vit")
     optimizer = create_optimizer_v2(module, opt="adamw", lr=1e-3, weight_decay=0.05)
-    theirs = CosineLRScheduler(
-        optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6, cycle_limit=1
-    )
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-5, warmup_t=5, warmup_lr_init=1e-6, cycle_limit=1)
     return run(
         module, optimizer, stepped(theirs, "epoch"), "vit", total=300 * 1251, batch=1024, per_epoch=1251, trainer=GPU,
         callbacks=[EMA(decay=0.99996, warmup=False)],
@@ -50,7 +48,14 @@ def swin() -> Report:
         warmup_prefix=True,
     )  # fmt: skip
     return run(
-        module, optimizer, stepped(theirs), "vit", total=300 * 1252, batch=1024, per_epoch=1252, trainer=GPU | {"clip": 5.0}
+        module,
+        optimizer,
+        stepped(theirs),
+        "vit",
+        total=300 * 1252,
+        batch=1024,
+        per_epoch=1252,
+        trainer=GPU | {"clip": 5.0},
     )
 
 
@@ -93,9 +98,7 @@ def mae_finetune() -> Report:
     listed = module.no_weight_decay()  # type: ignore[operator]
     groups = param_groups_layer_decay(module, weight_decay=0.05, no_weight_decay_list=listed, layer_decay=0.65)
     optimizer = torch.optim.AdamW(groups, lr=2e-3)
-    theirs = CosineLRScheduler(
-        optimizer, t_initial=100, lr_min=1e-6, warmup_t=5, warmup_lr_init=0.0, cycle_limit=1
-    )
+    theirs = CosineLRScheduler(optimizer, t_initial=100, lr_min=1e-6, warmup_t=5, warmup_lr_init=0.0, cycle_limit=1)
     return run(
         module, optimizer, stepped(theirs, "epoch"), "vit/finetune", total=100 * 1251, batch=1024, per_epoch=1251,
         trainer=GPU,
@@ -215,9 +218,7 @@ def rsb_a2() -> Report:
 
     module = build("timm/resnet")
     optimizer = create_optimizer_v2(module, opt="lamb", lr=5e-3, weight_decay=0.02)
-    theirs = CosineLRScheduler(
-        optimizer, t_initial=300, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4, cycle_limit=1
-    )
+    theirs = CosineLRScheduler(optimizer, t_initial=300, lr_min=1e-6, warmup_t=5, warmup_lr_init=1e-4, cycle_limit=1)
     return run(
         module, optimizer, stepped(theirs, "epoch"), "cnn", total=300 * 626, batch=2048, per_epoch=626, trainer=GPU
     )
@@ -240,7 +241,9 @@ def simclr() -> Report:
     module = build("torchvision/resnet")
     optimizer = Lars(everything(module, 1e-6), lr=4.8, momentum=0.9)
     total = 100 * 312
-    return run(module, optimizer, schedule(optimizer, cosine(total, 3120)), None, total=total, batch=4096, per_epoch=312)
+    return run(
+        module, optimizer, schedule(optimizer, cosine(total, 3120)), None, total=total, batch=4096, per_epoch=312
+    )
 
 
 def byol() -> Report:
@@ -252,7 +255,9 @@ def byol() -> Report:
     module = nn.ModuleDict({"online": online, "target": target})
     optimizer = Lars(without(online, 1.5e-6, lambda n, p: p.ndim <= 1), lr=3.2, momentum=0.9)
     total = 1000 * 312
-    return run(module, optimizer, schedule(optimizer, cosine(total, 3120)), None, total=total, batch=4096, per_epoch=312)
+    return run(
+        module, optimizer, schedule(optimizer, cosine(total, 3120)), None, total=total, batch=4096, per_epoch=312
+    )
 
 
 def moco() -> Report:
@@ -282,7 +287,7 @@ def detr() -> Report:
     """A lower rate for the backbone, decay 1e-4 on everything, clip 0.1."""
     module = build("transformers/detr")
     named = list(module.named_parameters())
-    groups = [
+    groups: list[Any] = [
         {"params": [p for n, p in named if "backbone" not in n and p.requires_grad]},
         {"params": [p for n, p in named if "backbone" in n and p.requires_grad], "lr": 1e-5},
     ]
@@ -333,7 +338,14 @@ def diffusers_unconditional() -> Report:
     optimizer = torch.optim.AdamW(module.parameters(), lr=1e-4, betas=(0.95, 0.999), weight_decay=1e-6)
     warm = stepped(get_cosine_schedule_with_warmup(optimizer, 500, 50_000))
     return run(
-        module, optimizer, warm, "diffusion", total=50_000, batch=16, trainer={"clip": 1.0}, callbacks=[EMA(decay=0.9999)]
+        module,
+        optimizer,
+        warm,
+        "diffusion",
+        total=50_000,
+        batch=16,
+        trainer={"clip": 1.0},
+        callbacks=[EMA(decay=0.9999)],
     )
 
 
@@ -377,7 +389,7 @@ def ppo() -> Report:
 def one_cycle() -> Report:
     """fast.ai's one cycle with AdamW and two rates."""
     module = build("torchvision/resnet")
-    head = list(module.fc.parameters())  # type: ignore[union-attr,arg-type]
+    head = list(module.fc.parameters())  # type: ignore[union-attr]
     body = [p for n, p in module.named_parameters() if not n.startswith("fc.")]
     optimizer = torch.optim.AdamW([{"params": body}, {"params": head}], weight_decay=1e-3, betas=(0.95, 0.99))
     cycle = stepped(lrs.OneCycleLR(optimizer, [1e-4, 1e-3], total_steps=5000))

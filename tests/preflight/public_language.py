@@ -79,7 +79,14 @@ def _adamw(
     optimizer = torch.optim.AdamW(groups(module), lr=lr, betas=betas, **options)
     trainer = {"clip": clip, "precision": precision, "accelerator": "cuda"}
     return run(
-        module, optimizer, schedule(optimizer, factor), setting, total=total, batch=batch, per_epoch=total, trainer=trainer
+        module,
+        optimizer,
+        schedule(optimizer, factor),
+        setting,
+        total=total,
+        batch=batch,
+        per_epoch=total,
+        trainer=trainer,
     )
 
 
@@ -216,8 +223,20 @@ def keller() -> Report:
     optimizer = MuonWithAuxAdam(
         [
             {"params": hidden, "use_muon": True, "lr": 0.02, "momentum": 0.95, "weight_decay": 0.01},
-            {"params": [p for p in rest if p.ndim < 2], "use_muon": False, "lr": 3e-4, "betas": BETAS, "weight_decay": 0.0},
-            {"params": [p for p in rest if p.ndim >= 2], "use_muon": False, "lr": 3e-4, "betas": BETAS, "weight_decay": 0.0},
+            {
+                "params": [p for p in rest if p.ndim < 2],
+                "use_muon": False,
+                "lr": 3e-4,
+                "betas": BETAS,
+                "weight_decay": 0.0,
+            },
+            {
+                "params": [p for p in rest if p.ndim >= 2],
+                "use_muon": False,
+                "lr": 3e-4,
+                "betas": BETAS,
+                "weight_decay": 0.0,
+            },
         ]
     )
     return run(module, optimizer, schedule(optimizer, stable(10_000, 1, 0.6)), "llm", total=10_000, batch=64)
@@ -254,7 +273,14 @@ def hf_trainer() -> Report:
     optimizer = torch.optim.AdamW(hf_groups(module, 0.01), lr=5e-5)
     linear = get_linear_schedule_with_warmup(optimizer, 0, 11_000)
     return run(
-        module, optimizer, stepped(linear), "llm/finetune", total=11_000, batch=32, per_epoch=3667, trainer={"clip": 1.0}
+        module,
+        optimizer,
+        stepped(linear),
+        "llm/finetune",
+        total=11_000,
+        batch=32,
+        per_epoch=3667,
+        trainer={"clip": 1.0},
     )
 
 

@@ -23,7 +23,9 @@ def test_correct_setups_are_silent(correct):
 
 def test_decay_on_norms_in_one_group():
     module = ViT()
-    found = the(vit(module=module, groups=[{"params": list(module.parameters()), "weight_decay": 0.1}]), "decay-on-norms")
+    found = the(
+        vit(module=module, groups=[{"params": list(module.parameters()), "weight_decay": 0.1}]), "decay-on-norms"
+    )
     assert found.level == "warning"
     # 5 LayerNorms: 5 gains, 5 biases; 4 blocks with 3 linear biases each; those of patch embedding and head.
     assert "5 norm gains" in found.message and "19 biases" in found.message
@@ -41,7 +43,9 @@ def test_decay_on_norms_that_escape_an_exclusion():
     for setting in (None, "llm"):
         found = the(run(module, torch.optim.AdamW(groups, lr=1e-3), setting=setting), "decay-on-norms")
         assert found.level == "warning"
-        assert found.message == "Weight decay acts on 1 norm gain, although 2 tensors of these kinds are excluded from it."
+        assert (
+            found.message == "Weight decay acts on 1 norm gain, although 2 tensors of these kinds are excluded from it."
+        )
         assert "weight_decay 0.05 on 1 tensor, such as 'ln.weight'" in found.evidence
 
 

@@ -115,12 +115,13 @@ def test_an_empty_group_of_excluded_tensors_is_a_note():
 
 def test_a_group_at_rate_zero_and_a_frozen_group():
     module = LM()
-    head = list(module.lm_head.parameters())
-    rest = [p for n, p in module.named_parameters() if "lm_head" not in n]
-    optimizer = torch.optim.SGD([{"params": rest}, {"params": head, "lr": 0.0}], lr=0.1, momentum=0.9)
+    head: list[Any] = list(module.lm_head.parameters())
+    rest: list[Any] = [p for n, p in module.named_parameters() if "lm_head" not in n]
+    groups: list[Any] = [{"params": rest}, {"params": head, "lr": 0.0}]
+    optimizer = torch.optim.SGD(groups, lr=0.1, momentum=0.9)
     found = the(run(module, optimizer, schedule(optimizer, lambda step: 1.0)), "dead-group")
     assert "its learning rate is 0 throughout the run" in found.message and "peak lr 0," in found.evidence
     module.lm_head.requires_grad_(False)
-    optimizer = torch.optim.SGD([{"params": rest}, {"params": head}], lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD([groups[0], {"params": head}], lr=0.1, momentum=0.9)
     assert "all its tensors are frozen" in the(run(module, optimizer), "dead-group").message
     assert "parameters-frozen" not in ids(run(module, optimizer))

@@ -60,7 +60,7 @@ def _out(
     times = base / high if base > high else low / base
     return Finding(
         id="lr-range",
-        level="warning" if times >= _FAR else "note",
+        level="warning" if times > _FAR * 1.01 else "note",
         message=f"The peak learning rate lies {'above' if base > high else 'below'} the range to start in.",
         evidence=f"{group.label}: lr {lr:.3g}{words}; range {low:g} .. {high:g}, {times:.1f} times beside it",
         why=f"Practice: {practice}. A value beside the range may be right for an unusual model or batch; ten times beside "

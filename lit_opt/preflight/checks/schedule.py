@@ -76,7 +76,7 @@ def _horizon(e: Evidence) -> Iterator[Finding]:
 
 def _mismatch(e: Evidence, curve: Curve) -> tuple[Level, str, str, str] | None:
     total, shape = e.facts.total_steps, curve.shape()
-    if not total or not shape:
+    if not total or not shape or max(shape) == 0:
         return None
     name = curve.scheduler
     if curve.fails_at is not None:
@@ -112,7 +112,8 @@ def _mismatch(e: Evidence, curve: Curve) -> tuple[Level, str, str, str] | None:
         )
     if name in _RESTARTS:
         return None
-    vanished = next((i for i in range(len(shape)) if max(shape[i:]) <= 0.0101), None)
+    alive = max(i for i, x in enumerate(shape) if x > 0.0101)
+    vanished = alive + 1 if alive + 1 < len(shape) else None
     if vanished is not None and curve.steps[vanished] < 0.5 * total:
         unit = ", if its numbers are epochs, give interval='epoch'" if curve.interval == "step" else ""
         return (
@@ -213,6 +214,8 @@ def _no_warmup(e: Evidence) -> Iterator[Finding]:
         if not adam and not large:
             continue
         recipe = e.spec.warmup.length
+        if e.facts.total_steps and e.facts.total_steps * float(recipe.number) < 1:  # type: ignore[arg-type]
+            continue  # too short a run for a step of it
         yield Finding(
             id="no-warmup",
             level="warning",
