@@ -169,7 +169,7 @@ def _played(
         except Exception as error:
             if player.jumps:
                 fails_at = math.ceil(player.first_failure(call) * per_call)
-            elif isinstance(error, ValueError | LookupError | ArithmeticError | NotImplementedError):
+            elif isinstance(error, ValueError | LookupError | ArithmeticError | RuntimeError):
                 fails_at = step
             else:
                 unknown = f"{about['scheduler']} could not be played ({type(error).__name__}: {error})"
