@@ -83,19 +83,25 @@ def test_played_curves_are_those_of_real_runs(kind, interval, frequency, accumul
     assert [curve.rates[i][0] for i in played] == pytest.approx(real, rel=1e-6, abs=1e-12)
 
 
-def test_a_schedule_that_raises_in_a_real_run_is_foreseen():
+def nested(o: Any) -> Any:
     """torch cannot begin a sequence inside of a sequence."""
+    inner = lrs.SequentialLR(o, [lrs.ConstantLR(o, 0.5, total_iters=3), lrs.StepLR(o, 4)], [5])
+    return lrs.SequentialLR(o, [lrs.LinearLR(o, 0.1, total_iters=2), inner], [2])
 
-    def nested(o: Any) -> Any:
-        inner = lrs.SequentialLR(o, [lrs.ConstantLR(o, 0.5, total_iters=3), lrs.StepLR(o, 4)], [5])
-        return lrs.SequentialLR(o, [lrs.LinearLR(o, 0.1, total_iters=2), inner], [2])
 
+@pytest.mark.parametrize(
+    ("make", "error", "step"),
+    [(nested, NotImplementedError, 2), (lambda o: lrs.OneCycleLR(o, 0.1, total_steps=23), ValueError, 24)],
+)
+def test_a_schedule_that_raises_in_a_real_run_is_foreseen(make, error, step):
     check = RecipeCheck()
-    with pytest.raises(NotImplementedError):
-        fit(Own(nested), None, check, max_epochs=3)
+    module = Own(make)
+    with pytest.raises(error):
+        fit(module, None, check, max_epochs=3)
+    assert len(module.lrs) == step
     assert check.report is not None
     found = the(check.report, "horizon-mismatch")
-    assert found.level == "error" and "it fails at optimizer step 2 of 24" in found.evidence
+    assert found.level == "error" and f"it fails at optimizer step {step} of 24" in found.evidence
 
 
 def test_a_module_without_a_recipe():

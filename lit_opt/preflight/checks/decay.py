@@ -12,13 +12,27 @@ from lit_opt.preflight.methods import unwrap
 
 _SMALL = ("norm", "bias", "vector", "scale", "ssm")
 _TABLES = ("embedding", "position", "token")
-_GROUPS_FIX = (
-    'Recipe("{setting}") makes the groups; by hand: lit_opt.param_groups.group_parameters(self, "{setting}")'
-    ".for_optimizer(self.named_parameters()) gives them to any optimizer."
-)
 # A decay of this size is CNN practice in L2 units, where norms are often decayed too.
 _L2_SIZED = 1e-3
 _TORCH_DEFAULT = 0.01
+_DIVIDED = {
+    "llm": "Practice is divided: nanoGPT, Megatron and the Hugging Face Trainer exclude them, litgpt, torchtitan and OLMo do "
+    "not.",
+    "diffusion": "Practice is divided: diffusers decays all of a model by 1e-2 or 1e-6, DiT and SiT decay nothing at all.",
+    "vit": "Practice is divided: MAE and BEiT exclude them in fine-tuning, SGD recipes do not.",
+}
+
+
+def _groups_fix(e: Evidence) -> str:
+    if not e.key:
+        return (
+            "Two groups: weight_decay=0 for norms, biases, vectors and tables, and the decay for the rest. A Recipe makes "
+            "them; `lit-opt list` has one for each setting."
+        )
+    return (
+        f'Recipe("{e.key}") makes the groups. By hand: lit_opt.param_groups.group_parameters(self, "{e.key}")'
+        ".for_optimizer(self.named_parameters()) gives them to any optimizer."
+    )
 
 
 def _decay_on_norms(e: Evidence) -> Iterator[Finding]:
@@ -48,13 +62,12 @@ def _decay_on_norms(e: Evidence) -> Iterator[Finding]:
             if spared and not tiny
             else "In L2 units of this size torchvision and mmpretrain decay them as well, so little may change."
             if tiny
-            else "Practice is divided: nanoGPT, Megatron and the Hugging Face Trainer exclude them, litgpt, torchtitan and "
-            "OLMo do not."
+            else _DIVIDED.get(e.base, _DIVIDED["llm"])
             if divided
             else "timm, big_vision, open_clip, Swin and ConvNeXt exclude them."
         ),
         source="nanoGPT model.py:263, timm/optim/_param_groups.py:19, open_clip optim.py:60; arXiv:1812.01187 section 3.1",
-        fix=_GROUPS_FIX.format(setting=e.setting or "llm"),
+        fix=_groups_fix(e),
     )
 
 
@@ -72,13 +85,13 @@ def _decay_on_embeddings(e: Evidence) -> Iterator[Finding]:
     yield Finding(
         id="decay-on-embeddings",
         level="note",
-        message=f"Weight decay acts on {', '.join(sorted({ROLES[info.role] for info in found}))} tables.",
+        message=f"Weight decay acts on {' and '.join(sorted({_plural(info.role, 2) for info in found}))}.",
         evidence=f"{tensors(len(found))} with {percent(numbers / total)} of the decayed numbers: "
         f"{some([info.name for info in found])}",
         why="Rows of rare tokens get a gradient now and then and decay at every step. Practice is divided: OLMo and SmolLM3 "
         "exclude them, nanoGPT and the Hugging Face Trainer do not.",
         source="OLMo-core optim/config.py:106, SmolLM3 stage1_8T.yaml; nanoGPT model.py:263",
-        fix=_GROUPS_FIX.format(setting=e.setting or "llm"),
+        fix=_groups_fix(e),
     )
 
 
@@ -97,7 +110,7 @@ def _decay_on_listed(e: Evidence) -> Iterator[Finding]:
         why="The model's authors trained it without decay on these. They have two or three dimensions, so a rule by "
         "dimensions misses them.",
         source="timm/optim/_param_groups.py:19 and vision_transformer.py no_weight_decay()",
-        fix=_GROUPS_FIX.format(setting=e.setting or "vit")
+        fix=_groups_fix(e)
         + " timm's param_groups_weight_decay(model, weight_decay, no_weight_decay_list=model.no_weight_decay()) does it too.",
     )
 
@@ -149,8 +162,9 @@ def _decay_unset(e: Evidence) -> Iterator[Finding]:
             why=f"The default is a number of torch, not of a recipe, and torch.optim.Adam's is 0.{said}",
             source="torch.optim.AdamW; "
             + (practice.source if practice is not None else "nanoVLM train.py:249 is a case of it"),
-            fix=f"AdamW(..., weight_decay={practice.number if differs and practice else 0.1:g}), or weight_decay=0 if none "
-            "is wanted.",
+            fix=f"AdamW(..., weight_decay={practice.number:g})"
+            if differs and practice
+            else "AdamW(..., weight_decay=...) with the number of your recipe, or 0.",
         )
 
 
@@ -177,7 +191,7 @@ def _decay_on_nothing(e: Evidence) -> Iterator[Finding]:
         if flat
         else "The two groups are swapped, or the rule that divides them matches nothing.",
         source="pytorch#101343, open_clip#358" if flat else "nanoGPT model.py:263",
-        fix=_GROUPS_FIX.format(setting=e.setting or "llm") + (" It decides before sharding." if flat else ""),
+        fix=_groups_fix(e) + (" It decides before sharding." if flat else ""),
     )
 
 

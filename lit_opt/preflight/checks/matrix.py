@@ -15,14 +15,28 @@ _LEAST_OF_MUON = 2e-3
 _MOST_OF_ADAMW = 0.01
 
 
+def wrong_units(group: Group) -> str:
+    """Whether a matrix method's updates are far too "long" or too "short" for the scale they have; "" if neither.
+
+    Example:
+        >>> from lit_opt.preflight.methods import Method
+        >>> muon = Method(name="muon", kind="matrix")
+        >>> wrong_units(Group(optimizer=0, index=0, label="", method=muon, lr=3e-4, weight_decay=0.1, scale="original"))
+        'short'
+    """
+    if group.scale not in UNITS or group.lr <= 0:
+        return ""
+    if UNITS[group.scale] == "AdamW":
+        return "long" if group.lr >= _MOST_OF_ADAMW else ""
+    return "short" if group.lr <= _LEAST_OF_MUON else ""
+
+
 def _units(e: Evidence) -> Iterator[Finding]:
     """A learning rate of one unit system with the scale of the other."""
     groups = [group for group in e.groups if group.method.kind == "matrix" and group.members and group.scale in UNITS]
     for group in groups:
-        large = UNITS[group.scale] == "AdamW" and group.lr >= _MOST_OF_ADAMW
-        small = UNITS[group.scale] == "Muon" and 0 < group.lr <= _LEAST_OF_MUON
-        if large or small:
-            yield _mixed(group, large)
+        if wrong_units(group):
+            yield _mixed(group, wrong_units(group) == "long")
             break
     if len({UNITS[group.scale] for group in groups}) > 1:
         yield Finding(

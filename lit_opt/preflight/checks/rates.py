@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_opt.param_groups.parts import match_parts
+from lit_opt.preflight.checks.matrix import wrong_units
 from lit_opt.preflight.evidence import Evidence, Group
 from lit_opt.preflight.finding import SETTINGS, Check, Finding
 from lit_opt.preflight.methods import ADAMW
@@ -23,7 +24,7 @@ _NO_DIFFERENCE = {"name", "lr", "initial_lr", "param_names", "max_lr", "min_lr",
 def _lr_range(e: Evidence) -> Iterator[Finding]:
     """A peak rate outside of the published starting range."""
     group = e.largest("adam", "sgd", "matrix")
-    if group is None or group.lr <= 0:
+    if group is None or group.lr <= 0 or wrong_units(group):
         return
     lr = max((g.lr for g in e.groups if g.method == group.method and g.size), default=group.lr)
     lr = lr if len({g.lr for g in e.groups if g.size}) > 2 and e.base != "vlm" else group.lr
@@ -254,7 +255,8 @@ def _parts(e: Evidence) -> Iterator[Finding]:
 def _layers(e: Evidence) -> Iterator[Finding]:
     rates = {group.lr for group in e.groups if group.size}
     trained = {info.layer for group in e.groups for info in group.members if info.name not in group.frozen}
-    if e.key != "vit/finetune" or len(rates) > 1 or len(trained) < 3 or e.snapshot.last_layer is None:
+    scaled = any(key in group.options for group in e.groups for key in _SCALE_KEYS)
+    if e.key != "vit/finetune" or scaled or len(rates) > 1 or len(trained) < 3 or e.snapshot.last_layer is None:
         return
     yield Finding(
         id="equal-rates",
