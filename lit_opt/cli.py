@@ -26,6 +26,9 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
 
+Before a run:
+  lit-opt check --config mine.yaml      what is misconfigured, with numbers and what to type; exit code for CI
+
 Keep:
   lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
 
@@ -33,7 +36,7 @@ In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
 
 `lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 2 something to mend (a message says what), 130 interrupted.
+Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says what), 130 interrupted.
 
 Shipped: {configs}"""
 
@@ -58,6 +61,29 @@ EXPORT_EXAMPLES = """\
 examples:
   lit-opt export-ema last.ckpt weights.pt
   lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
+
+
+CHECK_EXAMPLES = """\
+The config is that of `lit-opt fit`, with or without a `recipe:` section; a model with its own configure_optimizers is
+judged as well. No Trainer is built and no device is used, so a config for eight GPUs can be checked on a laptop.
+
+levels:
+  error     the run breaks, or trains something else than was asked for
+  warning   known to cost quality, and published recipes avoid it
+  note      unlike published practice, or without effect; may well be meant
+
+exit codes:
+  0   nothing found, or notes only
+  1   errors or warnings; with --strict notes as well
+  2   the config cannot be read, or arguments are wrong (a message says what)
+
+examples:
+  lit-opt check --config llm
+  lit-opt check --config mine.yaml --setting vit/finetune
+  lit-opt check --config mine.yaml --trainer.max_steps=500 --format json
+  lit-opt check --config mine.yaml --strict              in CI
+
+In Python, with the real Trainer: Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -97,7 +123,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "list": list_,
+        "explain": explain,
+        "check": check,
+        "export-ema": export_ema,
+    }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.explain.shipped_configs import shipped_configs
@@ -186,6 +217,31 @@ def explain(args: list[str]) -> int:
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
     return 0
+
+
+def check(args: list[str]) -> int:
+    """What is misconfigured in a config."""
+    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", CHECK_EXAMPLES)
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
+    parser.add_argument(
+        "--setting", metavar="X", help="llm, vit, cnn, diffusion, ... or llm/finetune; a recipe says it itself"
+    )
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    parser.add_argument("--strict", action="store_true", help="notes count as findings")
+    given, rest = parser.parse_known_args(args)
+    if given.config is not None:
+        rest = ["--config", given.config, *rest]
+    if not rest:
+        raise RecipeError(["config: nothing to check. Give --config NAME_OR_FILE; see `lit-opt check --help`."])
+    from lit_opt.commands.check import check_config  # torch and lightning: seconds
+    from lit_opt.preflight.check_report import renderables, report_json
+
+    report, notes = check_config(rest, given.setting)
+    if given.format == "json":
+        print(report_json(report))
+    else:
+        _show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
+    return int(report.worst in ("error", "warning") or (given.strict and bool(report.worst)))
 
 
 def export_ema(args: list[str]) -> int:
