@@ -71,6 +71,8 @@ class OptimizerRow:
             the base has, it has as well; `registry.get_row` puts the two together.
         own_values: For such a one, published values of its own keywords, in every setting of the base.
         needs_closure: A step evaluates the model itself.
+        exact: Its state has the precision of the weights, so that rounding alone stands between it and its rule.
+        compiles: Its step is compiled for each shape at first (torch.compile), which takes tens of seconds on a CPU.
         group_state: What the class counts in its groups: a resume keeps it, as all other state.
     """
 
@@ -98,3 +100,5 @@ class OptimizerRow:
     own_values: Mapping[str, Value] = field(default_factory=dict)
     needs_closure: bool = False
     group_state: tuple[str, ...] = ()
+    exact: bool = True
+    compiles: bool = False
