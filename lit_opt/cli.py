@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -25,6 +26,10 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
+
+Begin:
+  lit-opt new                     starter projects, a line each
+  lit-opt new llm my-project      write one: model, data, config, test, README
 
 Keep:
   lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
@@ -53,6 +58,12 @@ examples:
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
 
+
+NEW_EXAMPLES = """\
+examples:
+  lit-opt new                       the settings, a line each
+  lit-opt new cnn my-project        write model.py, data.py, config.yaml, train.py, a test and a README
+  cd my-project && lit-opt fit --config config.yaml"""
 
 EXPORT_EXAMPLES = """\
 examples:
@@ -97,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
+    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "new": new, "export-ema": export_ema}
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.explain.shipped_configs import shipped_configs
@@ -185,6 +196,28 @@ def explain(args: list[str]) -> int:
         print(output)
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def new(args: list[str]) -> int:
+    """A starter project."""
+    parser = _parser("new", "Write a starter project for a setting; no file is ever overwritten.", NEW_EXAMPLES)
+    parser.add_argument("setting", metavar="SETTING", nargs="?", help="without it, the settings are listed")
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="where; it is made if it is not there")
+    given = _parse(parser, args)
+    from lit_opt.commands.new import settings, write_project
+
+    if given.setting is None:
+        lines = settings()
+        width = max(map(len, lines)) + 2
+        print("\n".join(f"{name:<{width}}{line}" for name, line in lines.items()))
+        print("\n`lit-opt new SETTING DIR` writes one.")
+        return 0
+    if given.folder is None:
+        raise RecipeError([f"folder: is needed. Type: lit-opt new {given.setting} my-project."])
+    files = write_project(given.setting, given.folder)
+    print("\n".join(f"  {path}" for path in files))
+    print(f"\ncd {shlex.quote(given.folder)}\nlit-opt fit --config config.yaml\npython -m pytest")
     return 0
 
 
