@@ -65,30 +65,36 @@ from model import {p.model_class}
 
 if __name__ == "__main__":
     seed_everything(0)
-    model = {call(p.model_class, [], p.work.model_args, 4)}
-    data = {call(p.data_class, [], p.work.data_args, 4)}
-    {call("Trainer", [], arguments, 4)}.fit(model, data)
+    model = {call(p.model_class, [], p.work.model_args, 4, room=len("model = "))}
+    data = {call(p.data_class, [], p.work.data_args, 4, room=len("data = "))}
+    {call("Trainer", [], arguments, 4, room=len(".fit(model, data)"))}.fit(model, data)
 '''
 
 
 def _test(p: Project) -> str:
     recipe = call("Recipe", [p.recipe], p.test_recipe, 0)
-    run = {"max_steps": p.steps, **p.test_trainer, "callbacks": _Code(f"[{recipe}]")}
+    run = {"max_steps": p.steps, **p.test_trainer, "callbacks": _Code(f"[{recipe}]"), "**": _Code("QUIET")}
     shapes = "\n    ".join(p.shapes)
     begin = _begin(p) if p.pretrain else ""
     torch = "import torch\n" if "torch." in shapes + begin else ""
-    path = "from pathlib import Path\n\n" if p.pretrain else ""
-    start = "fine_tuned(tmp_path), small_data()" if p.pretrain else "small_model(), small_data()"
+    path = "from pathlib import Path\n" if p.pretrain else ""
+    start = "fine_tuned(tmp_path)" if p.pretrain else "small_model()"
     fixture = "tmp_path: Path" if p.pretrain else ""
+    small = literal(p.small_model)
+    if len(small) + len("SMALL: dict[str, Any] = ") > WIDTH:
+        small = _exploded(p.small_model, 0)
     return f'''"""The project's own test: `python -m pytest`. It trains a small model for {p.steps} steps."""
 
-{path}{torch}from lightning.pytorch import Trainer, seed_everything
+{path}from typing import Any
+
+{torch}from lightning.pytorch import Trainer, seed_everything
 from lit_opt import Recipe
 
 from data import {p.data_class}
 from model import {p.model_class}
 
-QUIET = {{
+SMALL: dict[str, Any] = {small}
+QUIET: dict[str, Any] = {{
     "accelerator": "cpu",
     "devices": 1,
     "logger": False,
@@ -98,13 +104,13 @@ QUIET = {{
 }}
 
 
-def small_model() -> {p.model_class}:
+def small_model(**changes: Any) -> {p.model_class}:
     seed_everything(0)
-    return {call(p.model_class, [], p.small_model, 4)}
+    return {p.model_class}(**{{**SMALL, **changes}})
 
 
 def small_data() -> {p.data_class}:
-    return {call(p.data_class, [], p.small_data, 4)}
+    return {call(p.data_class, [], p.small_data, 4, room=len("return "))}
 
 {begin}
 def test_shapes() -> None:
@@ -115,8 +121,8 @@ def test_shapes() -> None:
 
 
 def test_the_loss_falls({fixture}) -> None:
-    model, data = {start}
-    trainer = {call("Trainer", [], {**run, "**": _Code("QUIET")}, 4)}
+    model, data = {start}, small_data()
+    trainer = {call("Trainer", [], run, 4, room=len("trainer = "))}
     [before] = trainer.validate(model, data, verbose=False)
     trainer.fit(model, data)
     [after] = trainer.validate(model, data, verbose=False)
@@ -127,24 +133,20 @@ def test_the_loss_falls({fixture}) -> None:
 
 def _begin(p: Project) -> str:
     """How the test of a fine-tuning project makes and loads a pretrained model."""
-    assert p.pretrain is not None
-    recipe, arguments, save, load = p.pretrain
-    small = dict(p.small_model)
-    for key, code in load.items():
-        first, _, inner = key.partition(".")
-        small[first] = {**small[first], inner: _Code(code)} if inner else _Code(code)
-    callbacks = _Code(f"[{call('Recipe', [recipe], arguments, 0)}]")
+    b = p.pretrain
+    assert b is not None
+    run = {"max_steps": 30, "callbacks": _Code(f"[{call('Recipe', [b.recipe], b.arguments, 0)}]"), "**": _Code("QUIET")}
     loaded = "tuned.model.state_dict()"
-    if p.renamed:
-        new, old = map(literal, p.renamed)
+    if b.renamed:
+        new, old = map(literal, b.renamed)
         loaded = f"{{name.replace({new}, {old}): value for name, value in {loaded}.items()}}"
     return f'''
 def fine_tuned(tmp_path: Path) -> {p.model_class}:
-    """A model that begins with weights of a file, as a pretrained one does."""
-    model, folder = small_model(), tmp_path / "pretrained"
-    {call("Trainer", [], {"max_steps": 30, "callbacks": callbacks, "**": _Code("QUIET")}, 4)}.fit(model, small_data())
-    {save}
-    tuned = {call(p.model_class, [], small, 4)}
+    """A model that begins with the weights of a file, as a pretrained one does."""
+    model, folder = {call("small_model", [], b.model, 4)}, tmp_path / "pretrained"
+    {call("Trainer", [], run, 4, room=len(".fit(model, small_data())"))}.fit(model, small_data())
+    {b.save}
+    tuned = {b.load}
     loaded = {loaded}
     assert all(torch.equal(loaded[name], value) for name, value in model.model.state_dict().items())
     return tuned
@@ -220,14 +222,15 @@ def literal(value: Any) -> str:
     return repr(value)
 
 
-def call(function: str, positional: list[Any], arguments: Mapping[str, Any], indent: int) -> str:
+def call(function: str, positional: list[Any], arguments: Mapping[str, Any], indent: int, room: int = 0) -> str:
     """A call as ruff formats it, in one line where it fits.
 
     Args:
         function: What is called.
         positional: Arguments without a name.
         arguments: Those with a name; "**" is a dictionary to spread.
-        indent: Spaces before the line, counted with some room for what stands around the call.
+        indent: Spaces before the line.
+        room: For what else stands in it.
 
     Example:
         >>> call("Recipe", ["llm"], {"lr": 0.002}, 0)
@@ -236,11 +239,16 @@ def call(function: str, positional: list[Any], arguments: Mapping[str, Any], ind
     parts = [literal(value) for value in positional]
     parts += [f"**{v}" if k == "**" else f"{k}={literal(v)}" for k, v in arguments.items()]
     line = f"{function}({', '.join(parts)})"
-    if indent + len(line) + len("tuned = .fit(model, small_data())") <= WIDTH or not parts:
+    if indent + len(line) + room <= WIDTH or not parts:
         return line
     inner = " " * (indent + 4)
     for i, (key, value) in enumerate(arguments.items(), start=len(positional)):
         if isinstance(value, Mapping) and len(inner) + len(parts[i]) >= WIDTH:
-            entries = "".join(f"{inner}    {json.dumps(k)}: {literal(v)},\n" for k, v in value.items())
-            parts[i] = f"{key}={{\n{entries}{inner}}}"
+            parts[i] = f"{key}={_exploded(value, indent + 4)}"
     return f"{function}(\n" + "".join(f"{inner}{part},\n" for part in parts) + " " * indent + ")"
+
+
+def _exploded(value: Mapping[str, Any], indent: int) -> str:
+    """A dictionary, one entry a line."""
+    inner = " " * (indent + 4)
+    return "{\n" + "".join(f"{inner}{json.dumps(k)}: {literal(v)},\n" for k, v in value.items()) + " " * indent + "}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_opt.commands.generate_configs import TABLE
+from lit_opt.commands.starter.project import Pretraining
 from lit_opt.commands.starter.scratch import CLASSIFIER, DIFFUSION, FLOW, LLM, VIT
 from lit_opt.commands.starter.source import Source
 
@@ -95,12 +96,13 @@ _LORA_EDITS = (
     ),
     (
         "from scratch, to show that it runs.\n",
-        "from scratch, to show that it runs.\n        rank: Inner size of the adapters.\n"
+        "from scratch, to show that it runs.\n        rank: Inner size of the adapters; 0 trains all weights.\n"
         "        alpha: What they give is multiplied by alpha / rank.\n",
     ),
     (
         ".from_pretrained(pretrained).float().train()\n",
-        ".from_pretrained(pretrained).float().train()\n        add_lora(self.model, rank, alpha)\n",
+        ".from_pretrained(pretrained).float().train()\n"
+        "        if rank:\n            add_lora(self.model, rank, alpha)\n",
     ),
     ("from torch import Tensor\n", "from torch import Tensor, nn\n"),
     ('        return text.decode(errors="replace")\n', '        return text.decode(errors="replace")\n' + _LORA),
@@ -113,11 +115,16 @@ LLM_FINETUNE = replace(
     work=TABLE["llm/finetune"][1],
     model=_fine_tuning(LLM.model, *_LLM_EDITS, without=("sample",)),
     data=(_fine_tuning(LLM.data[0], *_TOKENIZER),),
-    steps=10,
-    falls_to=0.99,
-    test_recipe={"lr": 1e-3},
+    steps=20,
+    falls_to=0.98,
+    test_recipe={"lr": 3e-3},
     shapes=LLM.shapes[:2],
-    pretrain=("llm", {"lr": 1e-2, "warmup": 5}, "model.model.save_pretrained(folder)", {"pretrained": "str(folder)"}),
+    pretrain=Pretraining(
+        recipe="llm",
+        arguments={"lr": 1e-2, "warmup": 5},
+        save="model.model.save_pretrained(folder)",
+        load="small_model(pretrained=str(folder))",
+    ),
     own_data="""\
 In `config.yaml`, a model that transformers can load, with its tokenizer, and a text file or a folder with some:
 
@@ -147,8 +154,17 @@ LLM_LORA = replace(
         edits=(*_LLM_EDITS, *_LORA_EDITS),
         without=("sample",),
     ),
-    test_recipe={"lr": 1e-2},
-    renamed=("_proj.linear.", "_proj."),
+    steps=40,
+    falls_to=0.997,  # adapters of a tiny model can do little
+    test_recipe={"lr": 3e-2},
+    pretrain=Pretraining(
+        recipe="llm",
+        arguments={"lr": 1e-2, "warmup": 5},
+        save="model.model.save_pretrained(folder)",
+        load="small_model(pretrained=str(folder))",
+        model={"rank": 0},
+        renamed=("_proj.linear.", "_proj."),
+    ),
     own_model="`rank`, `alpha` and the names of the layers (`add_lora` in `model.py`) are what LoRA lets you choose. peft does the "
     "same: `self.model = peft.get_peft_model(self.model, peft.LoraConfig(...))` in place of `add_lora`. "
     + LLM_FINETUNE.own_model,
@@ -180,18 +196,18 @@ _VIT_EDITS = (
 
 VIT_FINETUNE = replace(
     VIT,
-    line="a pretrained vision transformer on your images, with a lower rate for each lower layer",
+    line="a pretrained vision transformer on your images, a rate for each layer",
     recipe="vit/finetune",
     work=TABLE["vit/finetune"][1],
     model=_fine_tuning(CLASSIFIER, *_VIT_EDITS),
-    steps=20,
+    steps=30,
     falls_to=0.97,
     test_recipe={"lr": 3e-3},
-    pretrain=(
-        "vit",
-        {"lr": 3e-3},
-        "torch.save(model.model.state_dict(), folder)",
-        {"pretrained": "True", "model_kwargs.pretrained_cfg_overlay": '{"file": str(folder), "num_classes": 10}'},
+    pretrain=Pretraining(
+        recipe="vit",
+        arguments={"lr": 3e-3},
+        save='torch.save(model.model.state_dict(), folder)\n    overlay = {"file": str(folder), "num_classes": 10}',
+        load='small_model(pretrained=True, model_kwargs={**SMALL["model_kwargs"], "pretrained_cfg_overlay": overlay})',
     ),
     own_model="In `model.init_args`, `model: vit_small_patch16_224, pretrained: true, model_kwargs: {}` begins with timm's weights, "
     "for images of 224 pixels; timm downloads them when the run starts. As it stands the model begins from scratch, which only "
@@ -225,7 +241,12 @@ DIFFUSION_FINETUNE = replace(
     steps=20,
     falls_to=0.98,
     test_recipe={"lr": 1e-3, "warmup": 2},
-    pretrain=("diffusion", {"lr": 3e-3}, "model.model.save_pretrained(folder)", {"pretrained": "str(folder)"}),
+    pretrain=Pretraining(
+        recipe="diffusion",
+        arguments={"lr": 3e-3},
+        save="model.model.save_pretrained(folder)",
+        load="small_model(pretrained=str(folder))",
+    ),
     own_model="`pretrained` in `model.init_args` is the model to begin with. As it stands the model begins from scratch, which "
     "only shows that everything runs. " + DIFFUSION.own_model,
 )

@@ -11,6 +11,27 @@ from lit_opt.commands.starter.source import Source
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pretraining:
+    """How the test of a fine-tuning project makes a model to begin with.
+
+    Args:
+        recipe: What it is trained by.
+        arguments: Of the recipe.
+        save: Code that saves `model` at `folder`.
+        load: Code that makes the model to be fine-tuned.
+        model: Arguments of the model that is saved.
+        renamed: (new, old) parts of the names of weights that the fine-tuned model has moved.
+    """
+
+    recipe: str
+    arguments: Mapping[str, Any]
+    save: str
+    load: str
+    model: Mapping[str, Any] = field(default_factory=dict)
+    renamed: tuple[str, str] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Project:
     """One row of `lit-opt new`.
 
@@ -27,9 +48,7 @@ class Project:
         test_recipe: Arguments of the recipe in the test.
         test_trainer: Arguments of the Trainer in the test.
         shapes: Lines of the test of shapes, which have `model` and `batch`.
-        pretrain: How the test makes a model to fine-tune: the recipe and its arguments, the line that saves it at
-            `folder`, and the arguments that load it.
-        renamed: (new, old) parts of the names of weights that the fine-tuned model has moved.
+        pretrain: How the test makes a model to fine-tune.
         own_data: For the README: what to change to use one's own data.
         own_model: For the README: what to change next.
     """
@@ -48,8 +67,7 @@ class Project:
     own_data: str
     own_model: str
     test_trainer: Mapping[str, Any] = field(default_factory=dict)
-    pretrain: tuple[str, Mapping[str, Any], str, Mapping[str, str]] | None = None
-    renamed: tuple[str, str] | None = None
+    pretrain: Pretraining | None = None
 
     @property
     def model_class(self) -> str:
