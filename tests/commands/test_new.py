@@ -169,6 +169,57 @@ def test_train_py_runs_the_same(project, monkeypatch):
     assert recipe.overrides == {"lr": 2e-3, "warmup": 0.22}
 
 
+# ---- what the READMEs say of one's own data
+
+
+QUIET = ["--trainer.max_steps=2", "--trainer.logger=false", "--trainer.enable_checkpointing=false"]
+QUIET += ["--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]
+QUIET += ["--trainer.limit_val_batches=1", "--trainer.callbacks=[]"]
+
+
+def test_own_images(project, tmp_path, capsys):
+    from PIL import Image
+
+    folder = project("cnn")
+    for part in ("train", "val"):
+        for i, kind in enumerate(("cat", "dog", "owl")):
+            (tmp_path / "images" / part / kind).mkdir(parents=True)
+            for n in range(4):
+                Image.new("RGB", (40, 36), (80 * i, 20 * n, 90)).save(tmp_path / "images" / part / kind / f"{n}.png")
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    images = {"root": str(tmp_path / "images"), "image_size": 32, "batch_size": 4, "num_workers": 0}
+    config["data"] = {"class_path": "data.ImageFolder", "init_args": images}
+    config["model"]["init_args"] = {"num_classes": 3, "width": 0.125}
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    assert main(["fit", "--config", "config.yaml", *QUIET]) == 0, capsys.readouterr().err
+    # A wrong folder is one message.
+    assert main(["fit", "--config", "config.yaml", *QUIET, f"--data.init_args.root={tmp_path / 'imagse'}"]) == 2
+    assert "Images are expected as train/<class>/<image>" in capsys.readouterr().err
+
+
+def test_own_text_with_a_tokenizer(project, tmp_path, capsys):
+    import tokenizers
+    import transformers
+
+    project("llm/finetune")
+    words = {w: i for i, w in enumerate(["<unk>", "the", "cat", "sat", "on", "a", "mat", "and", "saw", "owls"])}
+    model = tokenizers.models.WordLevel(words, unk_token="<unk>")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    saved = str(tmp_path / "pretrained")
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(saved)
+    small = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    transformers.LlamaForCausalLM(transformers.LlamaConfig(vocab_size=len(words), **small)).save_pretrained(saved)
+    (tmp_path / "text.txt").write_text("the cat sat on a mat and saw owls " * 200)
+    own = [f"--model.init_args.pretrained={saved}", f"--data.init_args.tokenizer={saved}"]
+    own += [f"--data.init_args.path={tmp_path / 'text.txt'}", "--data.init_args.seq_len=16"]
+    assert main(["fit", "--config", "config.yaml", *QUIET, *own, "--trainer.val_check_interval=1.0"]) == 0, (
+        capsys.readouterr().err
+    )
+    data = sys.modules["data"].ByteText(path=tmp_path / "text.txt", tokenizer=saved, seq_len=9)
+    assert data.datasets()[0][0].tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 1]
+
+
 # ---- refusals
 
 
