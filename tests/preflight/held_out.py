@@ -344,7 +344,7 @@ HELD_OUT: dict[str, tuple[Callable[[], nn.Module], tuple[str, ...]]] = {
         ("diffusion",),
     ),
     "diffusers/hunyuan": (
-        partial(_diffusers, "HunyuanDiT2DModel", cross_attention_dim=32, cross_attention_dim_t5=32, pooled_projection_dim=16, mlp_ratio=2.0, hidden_size=32, sample_size=8, patch_size=2, **_DIT),
+        partial(_diffusers, "HunyuanDiT2DModel", cross_attention_dim=32, cross_attention_dim_t5=32, pooled_projection_dim=16, mlp_ratio=2.0, in_channels=4, hidden_size=32, sample_size=8, patch_size=2, **_DIT),
         ("diffusion",),
     ),
     "diffusers/auraflow": (
