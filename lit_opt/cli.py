@@ -28,6 +28,7 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt validate | test | predict     the same config, without training
 
 Begin:
+  lit-opt choose --config mine.yaml   which recipe fits this model, and why
   lit-opt new                     starter projects, a line each
   lit-opt new llm my-project      write one: model, data, config, test, README
 
@@ -58,6 +59,14 @@ examples:
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
 
+
+CHOOSE_EXAMPLES = """\
+All other arguments are those of `lit-opt fit`; the config needs no recipe. When it is not sure, it says so.
+
+examples:
+  lit-opt choose --config mine.yaml
+  lit-opt choose --model=my_package.MyModel --data=my_package.MyData --trainer.max_steps=10000
+  lit-opt choose --config mine.yaml --format json"""
 
 NEW_EXAMPLES = """\
 examples:
@@ -108,7 +117,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "new": new, "export-ema": export_ema}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "list": list_,
+        "explain": explain,
+        "choose": choose,
+        "new": new,
+        "export-ema": export_ema,
+    }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.explain.shipped_configs import shipped_configs
@@ -192,6 +207,21 @@ def explain(args: list[str]) -> int:
     from lit_opt.commands.explain import explain_name
 
     output = explain_name(name, overrides, parameters=parameters, form=form)
+    if isinstance(output, str):
+        print(output)
+    else:
+        _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def choose(args: list[str]) -> int:
+    """A recipe for the model of a config."""
+    parser = _parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    given, others = parser.parse_known_args(args)  # the others are the config's
+    from lit_opt.commands.choose import choose_for  # torch and lightning: seconds
+
+    output = choose_for(others, form=given.format)
     if isinstance(output, str):
         print(output)
     else:

@@ -7,12 +7,11 @@ meant, what a loss does. How often the answer is right was measured: `benchmarks
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Callable
 
 from torch import nn
 
+from lit_opt.preflight.choice import Choice, refine, unsure
 from lit_opt.preflight.structure import Structure, read_structure
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import RunFacts
@@ -23,36 +22,6 @@ _CONTRASTIVE = {
     "weight_decay": 0.2,
     "parts": {name: {"lr_scale": 1.0} for name in ("projector", "language_model", "vision_tower")},
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Choice:
-    """A proposal.
-
-    Args:
-        recipe: Name such as "llm" or "large_batch/lars"; "" where unsure.
-        confidence: "high", "medium", "low" or "unsure".
-        reasons: What was seen, in sentences, the strongest first.
-        alternatives: (recipe, when it is the better one).
-        overrides: Arguments of `Recipe` that belong to the proposal.
-        asks: What the run has to say for the recipe's values.
-
-    Example:
-        >>> Choice(recipe="cnn", confidence="high", reasons=("It is one.",)).setting
-        'cnn'
-    """
-
-    recipe: str
-    confidence: str
-    reasons: tuple[str, ...]
-    alternatives: tuple[tuple[str, str], ...] = ()
-    overrides: Mapping[str, Any] = field(default_factory=dict)
-    asks: tuple[str, ...] = ()
-
-    @property
-    def setting(self) -> str:
-        """The recipe's setting; "" where unsure."""
-        return get_recipe(self.recipe).setting if self.recipe else ""
 
 
 def choose(module: nn.Module, facts: RunFacts | None = None) -> Choice:
@@ -72,17 +41,13 @@ def choose(module: nn.Module, facts: RunFacts | None = None) -> Choice:
     """
     seen = read_structure(module)
     rules: tuple[Callable[[Structure], Choice | None], ...] = (_denoiser, _sound, _images_and_text, _text, _images)
-    found = next((choice for rule in rules if (choice := rule(seen)) is not None), None) or _unsure(
+    found = next((choice for rule in rules if (choice := rule(seen)) is not None), None) or unsure(
         "Nothing in it is of a setting that is known here: no image comes in, no text with a head for its tokens, and nothing "
         "is denoised."
     )
     if not found.recipe:
         return found
-    return _ask(_by_batch(_fine_tuned(found, seen), facts or RunFacts()), facts or RunFacts())
-
-
-def _unsure(*reasons: str, alternatives: tuple[tuple[str, str], ...] = ()) -> Choice:
-    return Choice(recipe="", confidence="unsure", reasons=reasons, alternatives=alternatives)
+    return refine(found, seen, facts or RunFacts())
 
 
 def _denoiser(s: Structure) -> Choice | None:
@@ -91,7 +56,7 @@ def _denoiser(s: Structure) -> Choice | None:
         time.append(f"{s.conditioned} blocks of convolutions hold one linear layer each, as for a time.")
     structural = bool(time)
     time += [f"By name: {s.named[0]}."] if s.named else []
-    if not time or s.text_head:
+    if not time or s.text_trained:
         return None
     if not s.returns_input:
         return (
@@ -115,7 +80,7 @@ def _diffusion(confidence: str, *reasons: str) -> Choice:
 def _sound(s: Structure) -> Choice | None:
     if not s.sound:
         return None
-    return _unsure(
+    return unsure(
         f"It begins with a convolution in one dimension ({s.sound}): sound or another signal, and no recipe here is for them.",
         alternatives=(("llm", "if it is a speech model whose published recipe is AdamW with warmup and cosine"),),
     )
@@ -187,7 +152,7 @@ def _images(s: Structure) -> Choice | None:
         return None
     if s.upsamples or s.redraws:
         why = f"{s.upsamples} transposed convolutions" if s.upsamples else s.redraws
-        return _unsure(
+        return unsure(
             f"Images come in ({s.image}) and something like images goes out ({why}), with no sign of a diffusion time: an "
             "autoencoder, a segmentation or a restoration, for which there is no recipe here.",
             alternatives=_by_body(s),
@@ -195,7 +160,7 @@ def _images(s: Structure) -> Choice | None:
     outputs = s.heads or s.dense_heads
     if len(set(outputs.values())) > 1:
         several = ", ".join(f"{path} ({n})" for path, n in list(outputs.items())[:4])
-        return _unsure(
+        return unsure(
             f"Images come in ({s.image}) and several different things go out: {several}. Detection or several tasks, for "
             "which there is no recipe here.",
             alternatives=_by_body(s),
@@ -205,7 +170,7 @@ def _images(s: Structure) -> Choice | None:
     if not outputs:
         if body == "vit" and s.patches:
             return _classifier("vit", "low", f"{stem}.", reason, "There is no head: a backbone, or self-supervised.")
-        return _unsure(f"{stem}, and no head for classes was found.", reason, alternatives=_by_body(s))
+        return unsure(f"{stem}, and no head for classes was found.", reason, alternatives=_by_body(s))
     if not s.heads:
         confidence = "low"
         reason += f" The head is a convolution ({', '.join(s.dense_heads)}): classes of images, or of each pixel."
@@ -262,65 +227,3 @@ def _tied(s: Structure) -> str:
 def _outputs(s: Structure) -> str:
     heads = s.heads or s.dense_heads
     return ", ".join(f"{path} with {n:,} outputs" for path, n in list(heads.items())[:2])
-
-
-_TUNED = {"llm": "llm/finetune", "vit": "vit/finetune", "diffusion": "diffusion/finetune"}
-
-
-def _fine_tuned(choice: Choice, s: Structure) -> Choice:
-    """The variant for weights that have been trained before, where that can be seen."""
-    if s.adapters:
-        found = f"{s.adapters} adapter matrices (LoRA) beside {s.frozen:.0%} of frozen numbers."
-        if choice.recipe in ("llm", "llm/finetune"):
-            return replace(choice, recipe="llm/lora", reasons=(*choice.reasons, found), alternatives=())
-        return _unsure(
-            *choice.reasons,
-            f"{found} For adapters there is a recipe for language models alone (llm/lora).",
-            alternatives=(("llm/lora", "for its rate, 3e-4, which is published for language models"),),
-        )
-    tuned = _TUNED.get(choice.recipe)
-    if s.trained_before or (s.frozen > 0.05 and choice.recipe != "vlm"):
-        why = (
-            "The gains of its norms are no longer constant, so the weights have been trained before."
-            if s.trained_before
-            else f"{s.frozen:.0%} of its numbers are frozen, which makes sense for pretrained weights."
-        )
-        if tuned is None:
-            return replace(choice, reasons=(*choice.reasons, why))
-        weaker = {"high": "medium"}.get(choice.confidence, choice.confidence)
-        back = (choice.recipe, "if it is trained from scratch, or this is a run to be continued")
-        return replace(choice, recipe=tuned, confidence=weaker, reasons=(*choice.reasons, why), alternatives=(back,))
-    if tuned and s.trained_before is None:
-        note = f"Whether the weights are pretrained cannot be seen here; if they are, take {tuned}."
-        return replace(choice, reasons=(*choice.reasons, note))
-    return choice
-
-
-def _by_batch(choice: Choice, facts: RunFacts) -> Choice:
-    """Above the moderate batch of the large_batch recipes, those."""
-    large = {"cnn": "large_batch/lars", "vit": "large_batch/lamb"}.get(choice.recipe)
-    moderate = get_recipe("large_batch/lars").moderate_batch
-    if large is None or moderate is None or facts.global_batch is None:
-        return choice
-    limit = int(moderate.number)  # type: ignore[arg-type]
-    if facts.global_batch <= limit:
-        return choice
-    return replace(
-        choice,
-        recipe=large,
-        confidence={"high": "medium"}.get(choice.confidence, choice.confidence),
-        reasons=(*choice.reasons, f"The batch of {facts.global_batch:,} is above {limit:,} ({moderate.source})."),
-        alternatives=(("large_batch/control" if large.endswith("lars") else choice.recipe, get_recipe(large).deviate),),
-    )
-
-
-def _ask(choice: Choice, facts: RunFacts) -> Choice:
-    scaling = get_recipe(choice.recipe).lr.scaling
-    if "lr" in choice.overrides or (scaling.rule.number == "none" and not get_recipe(choice.recipe).lr.by_batch):
-        return choice
-    known = facts.tokens_per_batch if scaling.batch_unit == "tokens" else facts.global_batch
-    if known is not None or (scaling.batch_unit == "tokens" and facts.global_batch is None):
-        return choice
-    word = "batch_tokens" if scaling.batch_unit == "tokens" else "batch_size"
-    ask = f"{word}: the rate belongs to a batch; without it the one for {scaling.reference_batch.number:,} is used."
-    return replace(choice, asks=(ask,))

@@ -9,19 +9,29 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import nn
 
 from lit_opt.param_groups.ends import find_ends
 from lit_opt.param_groups.roles import type_name
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
+from lit_opt.preflight.layers import (
+    Layer,
+    all_layers,
+    attention_layers,
+    conditioned_blocks,
+    is_conv,
+    is_outside,
+    is_patching,
+    reads_images,
+    reads_sound,
+    redraws,
+    returns_input,
+    within,
+)
 
-# Images have one to four channels, and so do the latents of most image models.
-_IMAGE_CHANNELS = 4
 # Below it an embedding is a table of classes, columns or places.
 _VOCABULARY = 30
 
@@ -30,7 +40,6 @@ _TIME_CLASS = re.compile(r"Time(?:step)?s?_?(?:Emb|Proj|MLP|Text)|GaussianFourie
 _TIME_PATH = re.compile(
     r"(?:^|[._])(?:time|timesteps?|t)_?(?:emb|embed|embedder|embedding|mlp|proj|block)", re.IGNORECASE
 )
-_ATTENTION_CLASS = re.compile(r"(?<!Channel)(?<!Spatial)(?<!Local)(?:Attention|Attn)(?:\d|V\d|Block|Subblock|Core)?$")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +57,7 @@ class Structure:
         volumes: Whether images come in as volumes (video).
         vocabulary: Rows of the token embedding, 0 for none.
         text_head: "tied", "untied" or "": a layer with one output for each token.
+        text_trained: Whether that layer is trained, and not the frozen end of a text encoder.
         generates: The model says that it continues text.
         attention: Number of attention layers.
         attention_share: Share of the weights of layers in them.
@@ -64,6 +74,10 @@ class Structure:
         scalars: Free-standing trainable numbers, such as a temperature.
         trained_before: Whether the weights are no longer those of an initialisation; None where they cannot be seen.
         blocks: Whether blocks are repeated.
+
+    Example:
+        >>> read_structure(nn.Linear(3, 1)).image
+        ''
     """
 
     parameters: int
@@ -76,6 +90,7 @@ class Structure:
     volumes: bool
     vocabulary: int
     text_head: str
+    text_trained: bool
     generates: bool
     attention: int
     attention_share: float
@@ -94,19 +109,6 @@ class Structure:
     blocks: bool
 
 
-@dataclass(frozen=True)
-class _Layer:
-    """A layer with a weight matrix or kernel."""
-
-    path: str
-    module: nn.Module
-    reads: int
-    writes: int
-    kernel: int
-    numbers: int
-    trained: bool
-
-
 def read_structure(module: nn.Module) -> Structure:
     """Collect the evidence.
 
@@ -121,15 +123,15 @@ def read_structure(module: nn.Module) -> Structure:
     """
     snapshot = snapshot_parameters(module)
     modules = {clean_name(path): child for path, child in module.named_modules(remove_duplicate=False)}
-    layers = list(_layers(modules))
+    layers = list(all_layers(modules))
     numbers = sum(layer.numbers for layer in layers) or 1
     total = sum(math.prod(info.shape) for info in snapshot.parameters)
     trained = sum(math.prod(info.shape) for info in snapshot.parameters if info.trainable)
     first = next((layer for layer in layers if isinstance(layer.module, nn.modules.conv._ConvNd)), None)
-    images = [layer for layer in layers if _reads_images(layer)]
-    vocabulary, text_head = _text(snapshot, layers)
-    attention = list(_attention(modules))
-    inside = [layer for layer in layers if any(_within(layer.path, path) for path in attention)]
+    images = [layer for layer in layers if reads_images(layer)]
+    vocabulary, text_head, text_trained = _text(snapshot, layers)
+    attention = list(attention_layers(modules))
+    inside = [layer for layer in layers if any(within(layer.path, path) for path in attention)]
     heads, dense = _heads(modules, layers)
     batch_norms = sum(isinstance(child, nn.modules.batchnorm._NormBase) for child in dict.fromkeys(modules.values()))
     return Structure(
@@ -138,11 +140,12 @@ def read_structure(module: nn.Module) -> Structure:
         adapters=sum(info.role == "adapter" for info in snapshot.parameters),
         kernels=sum(layer.numbers for layer in layers if layer.kernel > 1) / numbers,
         image=images[0].path if images else "",
-        patches=any(_is_patching(layer) for layer in images),
-        sound=first.path if first is not None and _reads_sound(first) and not images else "",
+        patches=any(is_patching(layer) for layer in images),
+        sound=first.path if first is not None and reads_sound(first) and not images else "",
         volumes=any(isinstance(layer.module, nn.Conv3d) for layer in images),
         vocabulary=vocabulary,
         text_head=text_head,
+        text_trained=text_trained,
         generates=_says_it_generates(modules),
         attention=len(attention),
         attention_share=sum(layer.numbers for layer in inside) / numbers,
@@ -151,9 +154,9 @@ def read_structure(module: nn.Module) -> Structure:
         heads=heads,
         dense_heads=dense,
         upsamples=sum(isinstance(child, nn.modules.conv._ConvTransposeNd) for child in modules.values()),
-        returns_input=_returns_input(layers),
-        redraws=_redraws(layers, images),
-        conditioned=_conditioned(modules),
+        returns_input=returns_input(layers),
+        redraws=redraws(layers, images),
+        conditioned=conditioned_blocks(modules),
         noise_schedule=tuple(
             name for name, _ in module.named_buffers() if re.search(r"alphas?_(?:cumprod|bar)|sqrt_.*alpha", name)
         ),
@@ -166,151 +169,32 @@ def read_structure(module: nn.Module) -> Structure:
     )
 
 
-def _layers(modules: Mapping[str, nn.Module]) -> Iterator[_Layer]:
-    seen: set[int] = set()
-    for path, child in modules.items():
-        weight = getattr(child, "weight", None)
-        if id(child) in seen or not isinstance(weight, torch.Tensor):
-            continue
-        shape = tuple(weight.shape)
-        numbers, trained = math.prod(shape), bool(weight.requires_grad)
-        if isinstance(child, nn.modules.conv._ConvNd):
-            seen.add(id(child))
-            kernel = max(child.kernel_size)
-            yield _Layer(path, child, child.in_channels, child.out_channels, kernel, numbers, trained)
-        elif isinstance(child, nn.Linear) or (type(child).__name__ == "Conv1D" and len(shape) == 2):
-            seen.add(id(child))
-            writes, reads = shape if isinstance(child, nn.Linear) else shape[::-1]  # GPT-2 stores it transposed
-            yield _Layer(path, child, reads, writes, 1, numbers, trained)
-
-
-def _reads_images(layer: _Layer) -> bool:
-    conv = layer.module
-    if not isinstance(conv, nn.Conv2d | nn.Conv3d) or layer.kernel == 1:
-        return False
-    return conv.in_channels <= _IMAGE_CHANNELS and conv.out_channels > _IMAGE_CHANNELS
-
-
-def _reads_sound(layer: _Layer) -> bool:
-    """A convolution over all channels; state-space models have one for each channel."""
-    return isinstance(layer.module, nn.Conv1d) and (layer.module.groups == 1 or layer.reads == 1)
-
-
-def _is_patching(layer: _Layer) -> bool:
-    conv = layer.module
-    assert isinstance(conv, nn.modules.conv._ConvNd)
-    return layer.kernel >= 2 and tuple(conv.kernel_size[-2:]) == tuple(conv.stride[-2:])
-
-
-def _text(snapshot: ParamSnapshot, layers: list[_Layer]) -> tuple[int, str]:
-    """Rows of the embedding that a head belongs to, else of the largest; and how the head is tied."""
+def _text(snapshot: ParamSnapshot, layers: list[Layer]) -> tuple[int, str, bool]:
+    """Rows of the embedding that a head belongs to, else of the largest; how the head is tied; whether it is trained."""
     tables = [
         i for i in snapshot.parameters if i.role == "embedding" and len(i.shape) == 2 and i.shape[0] >= _VOCABULARY
     ]
     linear = {f"{layer.path}.weight".lstrip("."): layer for layer in layers if layer.kernel == 1}
     for info in tables:
         if any(name in linear for name in (info.name, *info.aliases)):
-            return info.shape[0], "tied"
+            return info.shape[0], "tied", info.trainable
     for info in tables:
-        if any(layer.writes == info.shape[0] and layer.reads != info.shape[0] for layer in linear.values()):
-            return info.shape[0], "untied"
-    return max((info.shape[0] for info in tables), default=0), ""
+        heads = [x for x in linear.values() if x.writes == info.shape[0] != x.reads]
+        if heads:
+            return info.shape[0], "untied", any(head.trained for head in heads)
+    return max((info.shape[0] for info in tables), default=0), "", False
 
 
-def _attention(modules: Mapping[str, nn.Module]) -> Iterator[str]:
-    """Paths of attention layers, the outermost of each: by their layers, or by their class."""
-    found: list[str] = []
-    for path, child in modules.items():
-        if any(_within(path, other) for other in found):
-            continue
-        by_class = bool(_ATTENTION_CLASS.search(type_name(child))) and any(True for _ in child.parameters())
-        if isinstance(child, nn.MultiheadAttention) or _is_attention(child) or by_class:
-            found.append(path)
-            yield path
-
-
-def _is_attention(module: nn.Module) -> bool:
-    """Query, key and value: three projections of one input, two of them alike; or one that is three times as wide."""
-    shapes = []
-    for child in module.children():
-        if isinstance(child, nn.Linear) or (isinstance(child, nn.Conv2d) and child.kernel_size == (1, 1)):
-            writes, reads = child.weight.shape[:2]
-            shapes.append((writes, reads, isinstance(child, nn.Linear)))
-    fused = any(w == 3 * r and (r, r) in [(a, b) for a, b, _ in shapes] for w, r, _ in shapes)
-    linear = [(w, r) for w, r, is_linear in shapes if is_linear]
-    alike = any(
-        sum(r == reads for _, r in linear) >= 3 and sum(shape == (w, reads) for shape in linear) >= 2
-        for w, reads in linear
-    )
-    return fused or alike
-
-
-def _heads(modules: Mapping[str, nn.Module], layers: list[_Layer]) -> tuple[dict[str, int], dict[str, int]]:
+def _heads(modules: Mapping[str, nn.Module], layers: list[Layer]) -> tuple[dict[str, int], dict[str, int]]:
     """Last layers: linear ones, and convolutions."""
     by_weight = {f"{layer.path}.weight".lstrip("."): layer for layer in layers}
     found = [by_weight[name] for name in find_ends(modules).heads if name in by_weight]
     # Two layers at the end that read the same and do not follow one another are two outputs.
-    outer = [layer for layer in layers if _is_outside(layer)][-2:]
+    outer = [layer for layer in layers if is_outside(layer)][-2:]
     if len(outer) == 2 and outer[0].reads == outer[1].reads != outer[0].writes and outer[1] in found:
         found = [outer[0], *found]
-    linear = {layer.path: layer.writes for layer in found if layer.kernel == 1 and not _is_conv(layer)}
-    return linear, {layer.path: layer.writes for layer in found if _is_conv(layer)}
-
-
-def _is_conv(layer: _Layer) -> bool:
-    return isinstance(layer.module, nn.modules.conv._ConvNd)
-
-
-def _returns_input(layers: list[_Layer]) -> str:
-    """The last layer gives as many channels as one outside of the blocks reads, for each pixel of a patch."""
-    outer = [layer for layer in layers if layer.trained and _is_outside(layer)] or layers
-    if len(outer) < 2:
-        return ""
-    *before, last = outer
-    return next((_pair(a, last) for a in before if last.writes in _sizes(a, last) and a.writes > a.reads), "")
-
-
-def _redraws(layers: list[_Layer], images: list[_Layer]) -> str:
-    """ViT-B cuts images into patches of as many numbers as it is wide, so there only the last layer counts."""
-    for a in images:
-        last = layers if _sizes(a, layers[-1])[0] != a.writes else layers[-1:]
-        for b in last:
-            if b.writes == _sizes(a, b)[0] and b is not a and _is_outside(b):
-                return _pair(a, b)
-    return ""
-
-
-def _sizes(reads: _Layer, writes: _Layer) -> tuple[int, int]:
-    """What a layer writes that gives back what another reads: that much, or also a variance."""
-    area = 1
-    if _is_conv(reads) and not _is_conv(writes) and _is_patching(reads):
-        assert isinstance(reads.module, nn.modules.conv._ConvNd)
-        area = math.prod(reads.module.kernel_size)
-    return reads.reads * area, 2 * reads.reads * area
-
-
-def _pair(reads: _Layer, writes: _Layer) -> str:
-    return f"{reads.path} reads {reads.reads}, {writes.path} writes {writes.writes}"
-
-
-def _is_outside(layer: _Layer) -> bool:
-    """Not in a numbered block."""
-    return not re.search(r"(?:^|[._])\d+\.", layer.path)
-
-
-def _conditioned(modules: Mapping[str, nn.Module]) -> int:
-    """Blocks with two convolutions or more and exactly one linear layer."""
-    kinds: Counter[type[nn.Module]] = Counter()
-    for child in dict.fromkeys(modules.values()):
-        direct = [
-            part
-            for inner in child.children()
-            for part in (inner.children() if type(inner) is nn.Sequential else (inner,))
-        ]
-        convolutions = sum(isinstance(part, nn.modules.conv._ConvNd) for part in direct)
-        if convolutions >= 2 and sum(isinstance(part, nn.Linear) for part in direct) == 1:
-            kinds[type(child)] += 1
-    return max(kinds.values(), default=0)
+    linear = {layer.path: layer.writes for layer in found if layer.kernel == 1 and not is_conv(layer)}
+    return linear, {layer.path: layer.writes for layer in found if is_conv(layer)}
 
 
 def _time_names(modules: Mapping[str, nn.Module]) -> Iterator[str]:
@@ -350,7 +234,3 @@ def _trained_before(module: nn.Module, snapshot: ParamSnapshot) -> bool | None:
     if not values or any(value.is_meta for value in values):
         return None
     return any(bool((value.flatten() != value.flatten()[0]).any()) for value in values)
-
-
-def _within(path: str, outer: str) -> bool:
-    return not outer or path == outer or path.startswith(f"{outer}.")
