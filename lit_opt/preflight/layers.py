@@ -185,10 +185,14 @@ def returns_input(layers: list[Layer]) -> str:
         'first reads 3, last writes 3'
     """
     outer = [layer for layer in layers if layer.trained and is_outside(layer)] or layers
-    if len(outer) < 2:
-        return ""
-    *before, last = outer
-    return next((_pair(a, last) for a in before if last.writes in _sizes(a, last) and a.writes > a.reads), "")
+    # The order is that of registration: the layers for the time may come after the last convolution.
+    ends = {outer[-1].path: outer[-1]} if outer else {}
+    ends |= {layer.path: layer for layer in [layer for layer in outer if is_conv(layer)][-1:]}
+    for last in ends.values():
+        for first in outer[: outer.index(last)]:
+            if last.writes in _sizes(first, last) and first.writes > first.reads:
+                return _pair(first, last)
+    return ""
 
 
 def redraws(layers: list[Layer], images: list[Layer]) -> str:
