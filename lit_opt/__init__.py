@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_opt.callbacks.ema import EMA as EMA
+    from lit_opt.callbacks.monitor import OptimizerMonitor as OptimizerMonitor
     from lit_opt.callbacks.recipe import Recipe as Recipe
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "EMA": "lit_opt.callbacks.ema",
+    "OptimizerMonitor": "lit_opt.callbacks.monitor",
     "Recipe": "lit_opt.callbacks.recipe",
     "ClipSpec": "lit_opt.recipes.schema",
     "DecaySpec": "lit_opt.recipes.schema",
