@@ -27,11 +27,13 @@ def norm_limit(trainer: Any, module: Any) -> float | None:
         return None
     if not trainer.gradient_clip_val:
         return math.inf
-    by_norm = str(trainer.gradient_clip_algorithm or "norm").endswith("norm")
+    algorithm = trainer.gradient_clip_algorithm
+    by_norm = algorithm is None or getattr(algorithm, "value", algorithm) == "norm"
     return float(trainer.gradient_clip_val) if by_norm else None
 
 
 def index_of(trainer: Any, optimizer: Any) -> int:
+    """Place of an optimizer, wrapped or not, among the Trainer's."""
     raw = getattr(optimizer, "optimizer", optimizer)
     return next(i for i, other in enumerate(trainer.optimizers) if other is raw)
 

@@ -40,8 +40,7 @@ def run(kind: str, folder: Path) -> dict[str, Any]:
     notes, logger = Notes(), CSVLogger(folder, name=kind)
     t = trainer(recipe(ema=0.9), notes, devices=2, max_steps=6, use_distributed_sampler=False, logger=logger, **how)
     t.fit(module, Share(rank(), 2))
-    logged = any("optim/grad_norm" in row for row in logger.experiment.metrics) or bool(logger.experiment.metrics_keys)
-    return {"rows": notes.rows, "logged": logged and t.is_global_zero}
+    return {"rows": notes.rows}
 
 
 def main(folder: Path) -> None:
