@@ -18,10 +18,10 @@ from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import lit_opt
 from lit_opt import EMA, OptimizerMonitor, Recipe
 from lit_opt.callbacks.reading import Reading, effective_rank, sampled
 from lit_opt.errors import RecipeError
+from lit_opt.optim import build
 from tests.callbacks.modules import Net, loader, trainer
 
 ROOT = Path(__file__).parents[2]
@@ -34,7 +34,7 @@ class Keeps(Logger):
         super().__init__()
         self.rows: list[tuple[int | None, dict[str, float]]] = []
 
-    name, version = "keeps", 0  # type: ignore[assignment]
+    name, version = "keeps", 0
 
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         """Not looked at."""
@@ -68,15 +68,18 @@ class Two(Manual):
     """Two optimizers; the second steps in every other batch."""
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> None:  # type: ignore[override]
-        first, second = self.optimizers()  # type: ignore[misc]
-        first.zero_grad(), second.zero_grad()  # type: ignore[union-attr]
+        both: Any = self.optimizers()
+        first, second = both
+        first.zero_grad()
+        second.zero_grad()
         self.manual_backward(self.loss(batch))
         first.step()
         if batch_idx % 2:
             second.step()
 
     def configure_optimizers(self) -> Any:
-        first, second = [self.net[0].weight], [self.net[3].weight]
+        net: Any = self.net
+        first, second = [net[0].weight], [net[3].weight]
         return torch.optim.SGD(first, lr=0.1), torch.optim.Adam(second, lr=0.01)
 
 
@@ -119,7 +122,8 @@ RUNS: dict[str, tuple[type[Net], Any, Any]] = {
 def test_a_run_is_the_same_bit_for_bit(name, weights):
     kind, callbacks, given = RUNS[name]
     kwargs = (lambda: given) if isinstance(given, dict) else given
-    plain, watched = kind(), kind()
+    plain: Any = kind()
+    watched: Any = kind()
     plain.net[2].p = watched.net[2].p = 0.5  # dropout: the random stream is not touched either
     fit(plain, *callbacks(), **kwargs())
     drawn = torch.rand(())
@@ -274,7 +278,7 @@ def test_trust_ratios_of_lamb():
             return (self.w**2).sum() + 0 * self.net(batch[0]).sum()
 
         def configure_optimizers(self) -> Any:
-            return lit_opt.optim.build("lamb", [self.w], lr=0.01, weight_decay=0.5)  # type: ignore[attr-defined]
+            return build("lamb", [self.w], lr=0.01, weight_decay=0.5)
 
     keeps = fit(One(), monitor=OptimizerMonitor(1), max_steps=1)
     row = keeps.rows[0][1]
