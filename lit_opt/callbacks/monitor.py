@@ -58,6 +58,7 @@ class OptimizerMonitor(Callback):
     Example:
         >>> from lightning.pytorch import Trainer
         >>> from lightning.pytorch.demos.boring_classes import BoringModel
+        >>> from lit_opt import Recipe
         >>> monitor = OptimizerMonitor(every_n_steps=1)
         >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
         >>> Trainer(max_steps=2, callbacks=[Recipe("cnn", batch_size=256), monitor], accelerator="cpu", **quiet).fit(BoringModel())
