@@ -63,7 +63,7 @@ class OptimizerMonitor(Callback):
         >>> quiet = dict(logger=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False)
         >>> Trainer(max_steps=2, callbacks=[Recipe("cnn", batch_size=256), monitor], accelerator="cpu", **quiet).fit(BoringModel())
         >>> monitor.latest["optim/decay/lr"], monitor.latest["optim/skipped_steps"]
-        (0.1, 0.0)
+        (0.05, 0.0)
     """
 
     def __init__(self, every_n_steps: int | None = None, *, weights: Literal["sample", "all"] = "sample") -> None:
