@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -25,6 +26,11 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict     the same config, without training
+
+Begin:
+  lit-opt new                           starter projects, a line each
+  lit-opt new llm my-project            write one: model, data, config, test, README
+  lit-opt choose --config mine.yaml     which recipe fits this model, and why
 
 Before a run:
   lit-opt check --config mine.yaml      what is misconfigured, with numbers and what to type; exit code for CI
@@ -56,6 +62,20 @@ examples:
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
 
+
+CHOOSE_EXAMPLES = """\
+All other arguments are those of `lit-opt fit`; the config needs no recipe. When it is not sure, it says so.
+
+examples:
+  lit-opt choose --config mine.yaml
+  lit-opt choose --model=my_package.MyModel --data=my_package.MyData --trainer.max_steps=10000
+  lit-opt choose --config mine.yaml --format json"""
+
+NEW_EXAMPLES = """\
+examples:
+  lit-opt new                       the settings, a line each
+  lit-opt new cnn my-project        write model.py, data.py, config.yaml, train.py, a test and a README
+  cd my-project && lit-opt fit --config config.yaml"""
 
 EXPORT_EXAMPLES = """\
 examples:
@@ -127,6 +147,8 @@ def _dispatch(args: list[str]) -> int:
         "list": list_,
         "explain": explain,
         "check": check,
+        "choose": choose,
+        "new": new,
         "export-ema": export_ema,
     }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
@@ -242,6 +264,43 @@ def check(args: list[str]) -> int:
     else:
         _show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
     return int(report.worst in ("error", "warning") or (given.strict and bool(report.worst)))
+
+
+def choose(args: list[str]) -> int:
+    """A recipe for the model of a config."""
+    parser = _parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    given, others = parser.parse_known_args(args)  # the others are the config's
+    from lit_opt.commands.choose import choose_for  # torch and lightning: seconds
+
+    output = choose_for(others, form=given.format)
+    if isinstance(output, str):
+        print(output)
+    else:
+        _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def new(args: list[str]) -> int:
+    """A starter project."""
+    parser = _parser("new", "Write a starter project for a setting; no file is ever overwritten.", NEW_EXAMPLES)
+    parser.add_argument("setting", metavar="SETTING", nargs="?", help="without it, the settings are listed")
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="where; it is made if it is not there")
+    given = _parse(parser, args)
+    from lit_opt.commands.new import settings, write_project
+
+    if given.setting is None:
+        lines = settings()
+        width = max(map(len, lines)) + 2
+        print("\n".join(f"{name:<{width}}{line}" for name, line in lines.items()))
+        print("\n`lit-opt new SETTING DIR` writes one.")
+        return 0
+    if given.folder is None:
+        raise RecipeError([f"folder: is needed. Type: lit-opt new {given.setting} my-project."])
+    files = write_project(given.setting, given.folder)
+    print("\n".join(f"  {path}" for path in files))
+    print(f"\ncd {shlex.quote(given.folder)}\nlit-opt fit --config config.yaml\npython -m pytest")
+    return 0
 
 
 def export_ema(args: list[str]) -> int:

@@ -155,6 +155,12 @@ class Recipe(OwnsEMA):
         """The learning-rate scheduler of the current or last run."""
         return self.run.scheduler if self.run else None
 
+    @property
+    def clipping(self) -> tuple[ClipSpec, Any] | None:
+        """During `fit`: how it clips, and the norm of the last step's gradients before that; None where it does not."""
+        session = self._session
+        return (session.clip, session.norm) if session is not None and session.clip is not None else None
+
     # ---- public ways besides Trainer(callbacks=[...])
 
     def attach(self, module: Any) -> Any:

@@ -44,6 +44,7 @@ class Session:
         self.recipe, self.trainer, self.module = recipe, trainer, module
         self.planned = preview(recipe.spec, recipe.overrides)
         self.clip = self.planned.clip
+        self.norm: Any = None  # of the gradients of this step before they were clipped, 0-D, for OptimizerMonitor
         self.run: Configured | None = None
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
@@ -290,7 +291,7 @@ class Session:
         """Clip what this optimizer holds."""
         if self.clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
+            self.norm = clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
 
     def _let_lightning_unscale(self) -> None:
         """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
