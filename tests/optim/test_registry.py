@@ -13,7 +13,7 @@ from lit_opt.recipes.schema import Value
 
 SETTINGS = {"llm", "vlm", "vit", "cnn", "diffusion", "large_batch"}
 # Rows for which no codebase or paper that we read publishes a starting value. The resolver asks for lr= there.
-NONE_PUBLISHED = {"amsgrad", "teon"}
+NONE_PUBLISHED = {"amsgrad", "teon", "kfac", "natural_gradient", "onebit_adam"}
 
 each_row = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import first_order, large_batch, matrix
+from lit_opt.optim.rows import curvature, first_order, large_batch, matrix, onebit
 from lit_opt.optim.schema import OptimizerRow
 
-ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *large_batch.ROWS, *matrix.ROWS)
+ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *large_batch.ROWS, *matrix.ROWS, *curvature.ROWS, *onebit.ROWS)
