@@ -67,7 +67,7 @@ def configure_run(
         {"name": g["name"], "algorithm": g["algorithm"], "params": [name_of[id(p)] for p in g["params"]]}
         for g in param_groups
     ]
-    optimizer = _optimizer(resolved, param_groups, name_of)
+    optimizer = _optimizer(resolved, param_groups, name_of, module)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
         # the module's own method (Lightning#21435).
@@ -108,9 +108,12 @@ def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
         )
 
 
-def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str]) -> Optimizer:
+def _optimizer(
+    resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str], module: nn.Module
+) -> Optimizer:
     if isinstance(resolved.optimizer, str):
-        if "stack" in get_row(resolved.optimizer).group_options:
+        row = get_row(resolved.optimizer)
+        if "stack" in row.group_options:
             # Stacks are found by name.
             param_groups = [
                 group | {"params": [(name_of[id(p)], p) for p in group["params"]]} for group in param_groups
@@ -121,6 +124,7 @@ def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], nam
             lr=resolved.lr,
             weight_decay=resolved.weight_decay,
             **resolved.hyperparameters,
+            **({"module": module} if row.needs_module else {}),
         )
     accepted = class_keywords(resolved.optimizer) or {}
     common = {"lr": resolved.lr, "weight_decay": resolved.weight_decay}

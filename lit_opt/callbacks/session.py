@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.demands import demand_problems, meet_demands, release
 from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
@@ -68,7 +69,8 @@ class Session:
     # ---- before the run
 
     def _refuse(self, own: bool) -> None:
-        problems = []
+        theirs = own and self.recipe.existing == "keep"
+        problems = [] if theirs else demand_problems(self.planned, self.trainer)
         name = type(self.module).__name__
         if own and self.recipe.existing == "error":
             problems.append(
@@ -246,6 +248,7 @@ class Session:
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
                 group.update(options)
+        meet_demands(self.run.resolved, self.run.optimizer, self.trainer)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
@@ -302,6 +305,8 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        if self.run is not None:
+            release(self.run.optimizer)
         found = suggested_lr(self.trainer)
         if found is not None and not self._started:
             rank_zero_info(

@@ -124,7 +124,8 @@ class OneBitAdam(Optimizer):
                 ]
             )
         try:
-            module.register_comm_hook(weakref.ref(self), _averaged_or_own)
+            # torch reads the annotations of a hook, and cannot read those that are strings.
+            module.register_comm_hook(weakref.ref(self), lambda ours, bucket: _averaged_or_own(ours, bucket))
         except RuntimeError as error:
             raise RecipeError(
                 [
@@ -155,10 +156,7 @@ class OneBitAdam(Optimizer):
         """One update of every parameter that has a gradient; from `freeze_step` on a collective.
 
         Args:
-            closure: Evaluates the model, calls backward and returns the loss, as in torch.
-
-        Returns:
-            What the closure returned, or None.
+            closure: Evaluates the model, calls backward and returns the loss, which is returned, as in torch.
 
         Raises:
             RecipeError: Several processes without `register`, or a parameter that joins when v is frozen.
@@ -267,8 +265,7 @@ class OneBitAdam(Optimizer):
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Bring the errors of all processes together, for `state_dict`; every process has to call it.
 
-        Args:
-            to: Not used; every process gets them. Lightning and ZeroRedundancyOptimizer have the argument.
+        Every process gets them; `to` is there because Lightning and ZeroRedundancyOptimizer have it.
         """
         _, world = self._world()
         owners = self._owners(world)

@@ -240,7 +240,7 @@ def test_inverses_are_kept_between_their_steps_and_across_a_resume() -> None:
     make = lambda net: build("kfac", net.parameters(), module=net, lr=0.05, inverse_every=3)  # noqa: E731
     optimizer = make(model)
     steps(model, optimizer, 4)
-    weight = model[0].weight
+    weight = model.get_parameter("0.weight")
     held = optimizer.state[weight]["Q_A"].clone()
     file = io.BytesIO()
     torch.save([model.state_dict(), optimizer.state_dict()], file)
@@ -298,7 +298,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
         optimizer = build("kfac", net.parameters(), module=net, lr=0.05)
         if net is other:
             with pytest.raises(ValueError, match="boom"):
-                optimizer.step(lambda: failing(net))
+                optimizer.step(lambda net=net: failing(net))
             net[1].reset_running_stats()  # type: ignore[operator]
         steps(net, optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,7 +98,7 @@ def test_kfac_approaches_it_as_its_assumption_comes_true() -> None:
     assert errors[0] > 0.2 and errors[-1] < 0.01
     # The error is of sampling, so it falls about as the root of the batch: by more than 30 over a factor of 10,000.
     assert errors[-1] < errors[0] / 30
-    assert all(later < earlier for earlier, later in zip(errors, errors[1:], strict=False))
+    assert all(later < earlier for earlier, later in pairwise(errors))
     assert measured[-1][1] > 0.9999
 
 
