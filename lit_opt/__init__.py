@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from lit_opt.callbacks.ema import EMA as EMA
     from lit_opt.callbacks.noise_scale import GradientNoiseScale as GradientNoiseScale
+    from lit_opt.callbacks.posthoc_ema import PostHocEMA as PostHocEMA
     from lit_opt.callbacks.recipe import Recipe as Recipe
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 _LAZY = {
     "EMA": "lit_opt.callbacks.ema",
     "GradientNoiseScale": "lit_opt.callbacks.noise_scale",
+    "PostHocEMA": "lit_opt.callbacks.posthoc_ema",
     "Recipe": "lit_opt.callbacks.recipe",
     "ClipSpec": "lit_opt.recipes.schema",
     "DecaySpec": "lit_opt.recipes.schema",
