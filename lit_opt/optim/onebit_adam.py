@@ -99,7 +99,7 @@ class OneBitAdam(Optimizer):
     @property
     def steps(self) -> int:
         """Steps so far."""
-        return max((state["step"] for state in self.state.values() if "step" in state), default=0)
+        return max((state.get("step", 0) for state in self.state.values()), default=0)
 
     @property
     def frozen(self) -> bool:
@@ -293,12 +293,8 @@ class OneBitAdam(Optimizer):
         has_errors = any("worker_error" in state for state in self.state.values())
         if has_errors and self._gathered[0] != self.steps:
             if self._world()[1] > 1:
-                raise RecipeError(
-                    [
-                        "onebit_adam: each process has its own compression errors. Call optimizer.consolidate_state_dict() "
-                        "in every process before state_dict()."
-                    ]
-                )
+                message = "each process has its own compression errors. Call optimizer.consolidate_state_dict() in every process"
+                raise RecipeError([f"onebit_adam: {message} before state_dict()."])
             self.consolidate_state_dict()
         found = super().state_dict()
         params = chain.from_iterable(group["params"] for group in self.param_groups)

@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from torch import nn
 from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import fp16_compress_hook
 
-from lit_opt import Recipe
+from lit_opt import GradientNoiseScale, Recipe
 from lit_opt.errors import RecipeError
 from tests.callbacks.modules import Net, SaveAt, trainer
 from tests.callbacks.processes import STEPS, Share
@@ -57,7 +57,8 @@ def fit(name: str, rank: int, world: int, *callbacks: Any, ckpt_path: Path | Non
 
 
 def main(folder: Path) -> None:
-    rank, result = int(os.environ.get("LOCAL_RANK", 0)), {}
+    rank = int(os.environ.get("LOCAL_RANK", 0))
+    result: dict[str, Any] = {}
     try:
         for name in OPTIMIZERS:
             path = folder / f"{name}.ckpt"
@@ -65,6 +66,9 @@ def main(folder: Path) -> None:
             resumed = fit(name, rank, 2, ckpt_path=path, strategy="ddp")
             hooks = sum(len(part._forward_hooks) for part in straight.modules())
             result[name] = {"straight": weights(straight), "resumed": weights(resumed), "hooks": hooks}
+        noise = GradientNoiseScale(decay=0.5)
+        fit("kfac", rank, 2, noise, strategy="ddp")
+        result["noise"] = noise.state_dict()
         try:
             fit("onebit_adam", rank, 2, strategy=DDPStrategy(ddp_comm_hook=fp16_compress_hook))
         except RecipeError as error:

@@ -14,12 +14,13 @@ import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
 
-from lit_opt import Recipe
+from lit_opt import GradientNoiseScale, Recipe
 from lit_opt.callbacks.demands import demand_problems
 from lit_opt.errors import RecipeError
 from lit_opt.resolve import preview
 from tests.callbacks.curvature_processes import OPTIMIZERS, Plain, fit, recipe, weights
 from tests.callbacks.modules import Net, SaveAt, loader, trainer
+from tests.callbacks.processes import STEPS, Share
 
 ROOT = Path(__file__).parents[2]
 
@@ -141,6 +142,16 @@ def test_two_processes_agree_and_a_resume_is_exact(name: str, launched: list[dic
 @pytest.mark.parametrize("name", ["kfac", "natural_gradient"])
 def test_two_processes_are_one_with_the_whole_batch(name: str, launched: list[dict[str, Any]]) -> None:
     torch.testing.assert_close(launched[0][name]["straight"], weights(fit(name, 0, 1)), rtol=0, atol=1e-12)
+
+
+def test_the_noise_scale_of_two_processes_is_that_of_two_micro_batches(launched: list[dict[str, Any]]) -> None:
+    halves = [[x[part], y[part]] for x, y in Share(0, 1).batches for part in (slice(0, 4), slice(4, 8))]
+    noise = GradientNoiseScale(decay=0.5, batch_size=8)
+    run = trainer(recipe("kfac"), noise, max_steps=STEPS, accumulate_grad_batches=2)
+    run.fit(Plain(), halves)
+    assert noise.noise.updates == STEPS
+    for each in launched:
+        assert each["noise"] == pytest.approx(noise.state_dict(), rel=1e-9)
 
 
 def test_a_second_communication_hook_is_refused(launched: list[dict[str, Any]]) -> None:
