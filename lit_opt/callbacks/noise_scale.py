@@ -108,7 +108,7 @@ class GradientNoiseScale(Callback):
         value = self.noise.value
         if value is None:
             return
-        self.log("gradient_noise_scale", value)
+        pl_module.log("gradient_noise_scale", value)
         if not self._said and self.noise.updates * (1 - self.noise.decay) >= 1 and batch > value:
             self._said = True
             rank_zero_info(

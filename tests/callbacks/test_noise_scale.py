@@ -49,7 +49,7 @@ def test_finds_the_known_noise_scale_with_accumulation(caplog: pytest.LogCapture
         run.fit(module, data)
     assert callback.noise.updates == 400
     assert callback.noise.value == pytest.approx(true, rel=0.15)
-    assert float(run.callback_metrics["gradient_noise_scale"]) == pytest.approx(callback.noise.value, rel=1e-6)  # type: ignore[arg-type]
+    assert float(run.callback_metrics["gradient_noise_scale"]) == pytest.approx(callback.noise.value, rel=1e-6)
     assert "is past" not in caplog.text  # 16 samples, and the noise scale is about 7.6 times as much
     assert f"about {callback.noise.value:.3g} samples after 400 measured steps; the global batch was 16" in caplog.text
     assert not module.w._backward_hooks

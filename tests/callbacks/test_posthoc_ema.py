@@ -97,7 +97,7 @@ def test_snapshots_of_a_run_are_the_averages_of_its_weights(tmp_path: Path) -> N
     last = Net().double()
     last.load_state_dict(reconstruct(tmp_path / "s", 0.07))
     assert torch.equal(last.net[1].running_mean, net.net[1].running_mean)  # type: ignore[arg-type]
-    assert torch.equal(last.net[3].bias, net.net[3].bias)
+    assert torch.equal(last.get_parameter("net.3.bias"), net.get_parameter("net.3.bias"))
 
 
 def test_a_resume_is_exact(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import pickle
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -230,7 +231,7 @@ def test_checkpointed_activations_count_once() -> None:
         out = model(x) if again is None else checkpoint(model, x, use_reentrant=again)
         out.square().mean().backward()
         optimizer.step()
-        results.append(model[0].weight.detach())
+        results.append(model.get_parameter("0.weight").detach())
     torch.testing.assert_close(results[0], results[1], rtol=1e-12, atol=1e-14)
     torch.testing.assert_close(results[0], results[2], rtol=1e-12, atol=1e-14)
 
@@ -298,7 +299,7 @@ def test_an_exception_in_the_middle_leaves_nothing_behind() -> None:
         optimizer = build("kfac", net.parameters(), module=net, lr=0.05)
         if net is other:
             with pytest.raises(ValueError, match="boom"):
-                optimizer.step(lambda net=net: failing(net))
+                optimizer.step(partial(failing, net))
             net[1].reset_running_stats()  # type: ignore[operator]
         steps(net, optimizer, 2)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), other.parameters(), strict=True))
