@@ -13,6 +13,7 @@ import pytest
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 from torch import nn
+from torch.utils.data import DataLoader
 
 from lit_opt import GradientNoiseScale, Recipe
 from lit_opt.callbacks.demands import demand_problems
@@ -148,7 +149,7 @@ def test_the_noise_scale_of_two_processes_is_that_of_two_micro_batches(launched:
     halves = [[x[part], y[part]] for x, y in Share(0, 1).batches for part in (slice(0, 4), slice(4, 8))]
     noise = GradientNoiseScale(decay=0.5, batch_size=8)
     run = trainer(recipe("kfac"), noise, max_steps=STEPS, accumulate_grad_batches=2)
-    run.fit(Plain(), halves)
+    run.fit(Plain(), DataLoader(halves, batch_size=None))  # type: ignore[arg-type]
     assert noise.noise.updates == STEPS
     for each in launched:
         assert each["noise"] == pytest.approx(noise.state_dict(), rel=1e-9)
