@@ -101,8 +101,7 @@ WORKLOADS: dict[str, tuple[Make, str, dict[str, Any], dict[str, dict[str, Any]]]
         {
             "vlm": {"name": "vlm"},
             # from scratch, so no part is ahead of the others and the projector needs no rate of its own
-            "vlm, lr 2e-3, projector x 1": {"name": "vlm", "lr": 2e-3, "parts": {"projector": {"lr_scale": 1.0}}},
-            "vlm, lr 3e-3, projector x 1": {"name": "vlm", "lr": 3e-3, "parts": {"projector": {"lr_scale": 1.0}}},
+            "vlm, lr 6e-3, projector x 1": {"name": "vlm", "lr": 6e-3, "parts": {"projector": {"lr_scale": 1.0}}},
         },
     ),
     "large_batch": (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,7 +11,6 @@ from lit_opt import recipes
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.ema import EMA
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.callbacks.owns_ema import OwnsEMA
@@ -134,8 +132,7 @@ class Recipe(OwnsEMA):
         self.on_resume = on_resume
         self.run: Configured | None = None
         self._session: Session | None = None
-        averaging = preview(self.spec, self.overrides).ema
-        self.ema = EMA(**asdict(averaging)) if averaging is not None else None
+        self.ema = self.averaging(preview(self.spec, self.overrides))
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.name!r})"

@@ -15,8 +15,10 @@ from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_fl
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
+from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
+from lit_opt.optim import get_row
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
@@ -55,9 +57,9 @@ class Session:
         own = is_overridden(module, "configure_optimizers")
         self._refuse(own)
         shards = flat_shards(trainer)
-        if shards and not (own and recipe.existing == "keep"):
+        if shards and not self._keeps_theirs(own):
             refuse_shards(self.planned, shards)
-        self.keeps_theirs = own and recipe.existing == "keep"
+        self.keeps_theirs = self._keeps_theirs(own)
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -67,6 +69,9 @@ class Session:
             )
 
     # ---- before the run
+
+    def _keeps_theirs(self, own: bool) -> bool:
+        return own and self.recipe.existing == "keep"
 
     def _refuse(self, own: bool) -> None:
         theirs = own and self.recipe.existing == "keep"
@@ -102,6 +107,9 @@ class Session:
                     f"({self.clip.limit:g}) is off."
                 )
                 self.clip, self._clips_itself = None, True
+        optimizer = self.planned.optimizer
+        if isinstance(optimizer, str) and get_row(optimizer).needs_closure and not self._keeps_theirs(own):
+            problems += two_pass_problems(optimizer, self.trainer, self.module)
         if problems:
             raise RecipeError(problems)
 
@@ -164,6 +172,7 @@ class Session:
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
         self.recipe.run = run
+        prepare_two_passes(run.optimizer, self.trainer, self.module)
         if theirs is not None:
             run.resolved = resume.named_as_checkpoints(run.resolved)
             if not self._clips_itself:

@@ -68,6 +68,14 @@ class OptimizerRow:
             `remove_hooks()`.
         exchanges: It has processes exchange something else than averaged gradients: the class has
             `register(ddp_module)`, to be called before the first backward pass.
+        extra: The extra of this package that brings the provider; "" where it is always there.
+        averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
+            rate stays constant after the warmup.
+        wraps: For an optimizer around another one: setting -> the base that it takes by default, "" for any other. What
+            the base has, it has as well; `registry.get_row` puts the two together.
+        own_values: For such a one, published values of its own keywords, in every setting of the base.
+        needs_closure: A step evaluates the model itself.
+        group_state: What the class counts in its groups: a resume keeps it, as all other state.
     """
 
     name: str
@@ -90,3 +98,9 @@ class OptimizerRow:
     group_options: tuple[str, ...] = ()
     needs_module: bool = False
     exchanges: bool = False
+    extra: str = ""
+    averages_itself: bool = False
+    wraps: Mapping[str, str] = field(default_factory=dict)
+    own_values: Mapping[str, Value] = field(default_factory=dict)
+    needs_closure: bool = False
+    group_state: tuple[str, ...] = ()

@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import curvature, first_order, large_batch, matrix, onebit
+from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, matrix, onebit, wrappers
 from lit_opt.optim.schema import OptimizerRow
 
-ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *large_batch.ROWS, *matrix.ROWS, *curvature.ROWS, *onebit.ROWS)
+ROWS: tuple[OptimizerRow, ...] = (
+    *first_order.ROWS,
+    *adaptive.ROWS,
+    *large_batch.ROWS,
+    *matrix.ROWS,
+    *curvature.ROWS,
+    *onebit.ROWS,
+    *wrappers.ROWS,
+)
