@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import chain
@@ -15,6 +16,8 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.curvature.layers import Layer, inputs_of, output_gradients
 from lit_opt.optim.curvature.watching import WatchingOptimizer
 
+LARGEST = 16_384
+"""Widest layer with factors: the side of a matrix of 1 GB in float32."""
 DAMPING_MODES = ("eigen", "factored")
 _FACTOR_STATE = ("A", "G", "Q_A", "Q_G", "d_A", "d_G", "A_inverse", "G_inverse")
 
@@ -43,8 +46,9 @@ class KFAC(WatchingOptimizer):
         v <- momentum v + nu u + weight_decay w,  w <- w - lr v
 
     All other parameters (norms, embeddings, grouped convolutions, weights that several modules share, attention's fused
-    projections, whatever the module computes without calling a layer) take the same step with their gradient for nu u:
-    SGD with momentum, as in torch. So weight_decay is SGD's too: added to the step, inside the momentum.
+    projections, layers with more than 16,384 inputs or outputs, such as the head of a language model) take the same step
+    with their gradient for nu u: SGD with momentum, as in torch. So weight_decay is SGD's too: added to the step, inside
+    the momentum. A layer whose weight is used without calling the layer goes the same way, with a warning.
 
     The loss is a mean over the samples of the batch, which are the first dimension of a layer's input. Further
     positions (pixels, tokens) are summed over in G and averaged over in A, as in KFC and K-FAC-expand. A loss that is a
@@ -162,7 +166,10 @@ class KFAC(WatchingOptimizer):
         directions: dict[Tensor, Tensor] = {}
         length: Any = 0.0
         for name, layer in self._active():
-            if layer.weight.grad is None or "A" not in self.state[layer.weight]:
+            if layer.weight.grad is None:
+                continue
+            if "A" not in self.state[layer.weight]:
+                self._warn_once(name, layer)
                 continue
             for param, direction in self._precondition(name, layer, group_of[layer.weight]).items():
                 directions[param] = direction
@@ -186,6 +193,22 @@ class KFAC(WatchingOptimizer):
             for name in _FACTOR_STATE:
                 if name in saved:
                     self.state[param][name] = saved[name].detach().clone().to(param.device)
+
+    def _takes(self, layer: Layer) -> bool:
+        return max(len(layer.weight), layer.weight[0].numel() + 1) <= LARGEST
+
+    def _warn_once(self, name: str, layer: Layer) -> None:
+        if layer not in self._told and bool(_gradient(layer.weight).any()):
+            self._told.add(layer)
+            warnings.warn(
+                f"kfac: the weight of {name!r} has a gradient, but the layer was not called in training mode, so it takes "
+                "SGD's step.",
+                stacklevel=3,
+            )
+
+    def _start(self) -> None:
+        super()._start()
+        self._told: set[Layer] = set()
 
     def _forget(self) -> None:
         self._records: dict[Layer, _Record] = {}

@@ -79,7 +79,7 @@ class WatchingOptimizer(Optimizer):
         self.remove_hooks()
         self._own = {param for group in self.param_groups for param in group["params"]}
         self._group = process_group
-        self._layers = _layers_of(module, self._own, self.name)
+        self._layers = {w: (n, x) for w, (n, x) in _layers_of(module, self._own, self.name).items() if self._takes(x)}
         ours = weakref.ref(self)
         for _, layer in self._layers.values():
             self._handles.append(layer.register_forward_hook(_Hook(ours), with_kwargs=True))
@@ -113,6 +113,10 @@ class WatchingOptimizer(Optimizer):
         """As torch's, and what was recorded of those gradients is forgotten."""
         self._forget()
         super().zero_grad(set_to_none)
+
+    def _takes(self, layer: Layer) -> bool:
+        """Whether it preconditions this layer at all."""
+        return True
 
     def _forget(self) -> None:
         """Drop what was recorded since the last step."""

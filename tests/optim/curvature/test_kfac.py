@@ -7,6 +7,7 @@ import gc
 import io
 import json
 import pickle
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -335,6 +336,28 @@ def test_attention_tied_and_compiled() -> None:
     model.mlp.compile()
     with pytest.raises(RecipeError, match=r"compiled, and torch.compile drops the hooks"):
         build("kfac", model.parameters(), module=model, lr=0.05)
+
+
+def test_a_layer_that_is_not_called_and_one_that_is_too_wide(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Uncalled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.wide = nn.Linear(3, 3), nn.Linear(3, 3), nn.Linear(3, 9)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.wide(F.linear(self.first(x), self.second.weight))
+
+    monkeypatch.setattr("lit_opt.optim.curvature.kfac.LARGEST", 8)
+    model = Uncalled()
+    optimizer = build("kfac", model.parameters(), module=model, lr=0.05)
+    for expected in (["'second' has a gradient, but the layer was not called"], []):
+        optimizer.zero_grad()
+        model(torch.randn(4, 3)).square().mean().backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        assert all(text in str(w.message) for text, w in zip(expected, caught, strict=True))
+    assert {n for n, p in model.named_parameters() if "A" in optimizer.state[p]} == {"first.weight"}
 
 
 def test_refusals() -> None:
