@@ -10,6 +10,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.demands import demand_problems, meet_demands, release
 from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line, refuse_exact, share_work
@@ -77,7 +78,8 @@ class Session:
         return own and self.recipe.existing == "keep"
 
     def _refuse(self, own: bool) -> None:
-        problems = []
+        theirs = own and self.recipe.existing == "keep"
+        problems = [] if theirs else demand_problems(self.planned, self.trainer)
         name = type(self.module).__name__
         if own and self.recipe.existing == "error":
             problems.append(
@@ -261,6 +263,7 @@ class Session:
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
                 group.update(options)
+        meet_demands(self.run.resolved, self.run.optimizer, self.trainer)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
@@ -325,6 +328,8 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        if self.run is not None:
+            release(self.run.optimizer)
         found = suggested_lr(self.trainer)
         if found is not None and not self._started:
             rank_zero_info(

@@ -64,6 +64,10 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
+            `remove_hooks()`.
+        exchanges: It has processes exchange something else than averaged gradients: the class has
+            `register(ddp_module)`, to be called before the first backward pass.
         extra: The extra of this package that brings the provider; "" where it is always there.
         averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
             rate stays constant after the warmup.
@@ -94,6 +98,8 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    needs_module: bool = False
+    exchanges: bool = False
     extra: str = ""
     averages_itself: bool = False
     wraps: Mapping[str, str] = field(default_factory=dict)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import adaptive, first_order, large_batch, low_bit, matrix, wrappers
+from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, wrappers
 from lit_opt.optim.schema import OptimizerRow
 
 ROWS: tuple[OptimizerRow, ...] = (
@@ -11,5 +11,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     *large_batch.ROWS,
     *matrix.ROWS,
     *low_bit.ROWS,
+    *curvature.ROWS,
+    *onebit.ROWS,
     *wrappers.ROWS,
 )
