@@ -20,6 +20,10 @@ Look:
   lit-opt explain llm --lr 1e-3   your value beside the recipe's
   lit-opt explain adamw           an optimizer: rule, keywords, published values
 
+Plan, without training and without a GPU:
+  lit-opt plan --config llm       parameters, schedule, memory, every value
+  lit-opt plan --config mine.yaml --devices 8 --strategy fsdp2
+
 Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm        a small language model, in about two minutes
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
@@ -97,7 +101,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(args: list[str]) -> int:
-    verbs: dict[str, Callable[[list[str]], int]] = {"list": list_, "explain": explain, "export-ema": export_ema}
+    verbs: dict[str, Callable[[list[str]], int]] = {
+        "list": list_,
+        "explain": explain,
+        "plan": plan,
+        "export-ema": export_ema,
+    }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
         from lit_opt.explain.shipped_configs import shipped_configs
@@ -185,6 +194,19 @@ def explain(args: list[str]) -> int:
         print(output)
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def plan(args: list[str]) -> int:
+    """What a recipe will do to the model of a config."""
+    from lit_opt.commands.plan_options import EXAMPLES, add_options
+
+    parser = _parser("plan", "What a recipe will do to your model, before a run.", EXAMPLES)
+    add_options(parser, _one_of)
+    known, others = parser.parse_known_args(args)  # the others are the config's
+    from lit_opt.commands.plan import print_plan  # torch and lightning: seconds
+
+    print_plan(vars(known), others, _show)
     return 0
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lit_opt.callbacks.facts import loader_batch_size
@@ -106,6 +107,28 @@ def foresee(
         notes=tuple(notes),
         training_data=loader,
     )
+
+
+def tokens_of_a_sample(loader: Any) -> int | None:
+    """Tokens of the first sample of a loader, None where they cannot be told: no batch is made of it.
+
+    A dict's "input_ids", or a sample that is a one-dimensional tensor of whole numbers, alone or first in a tuple.
+
+    Example:
+        >>> import torch
+        >>> tokens_of_a_sample(DataLoader([{"input_ids": torch.arange(7)}]))
+        7
+    """
+    try:
+        sample = loader.dataset[0]
+    except Exception:  # somebody else's data: streams have no index, and files may be missing
+        return None
+    if isinstance(sample, Mapping):
+        sample = sample.get("input_ids")
+    elif isinstance(sample, tuple | list) and sample:
+        sample = sample[0]
+    whole = isinstance(sample, Tensor) and sample.ndim == 1 and not (sample.is_floating_point() or sample.is_complex())
+    return sample.numel() if whole and sample.numel() else None
 
 
 def _training_data(

@@ -84,7 +84,8 @@ class Placement:
         data_parallel: Processes that see different data.
         tensor_parallel: Processes that share one copy of a layer.
         precision: One of Lightning's words.
-        offload: Optimizer states lie in CPU memory.
+        offload: What lies in CPU memory: "" for nothing, "state" for the optimizer's, "all" for weights and gradients
+            as well.
         notes: What was assumed, in sentences.
 
     Example:
@@ -98,7 +99,7 @@ class Placement:
     data_parallel: int = 1
     tensor_parallel: int = 1
     precision: str = "32-true"
-    offload: bool = False
+    offload: str = ""
     notes: tuple[str, ...] = ()
 
 
@@ -182,8 +183,12 @@ def _kind(word: str, options: Mapping[str, Any]) -> str:
     return _WORDS.get(word) or _CLASSES.get(word, "other")
 
 
-def _offloads(word: str, options: Mapping[str, Any]) -> bool:
-    return "offload" in word or bool(options.get("cpu_offload") or options.get("offload_optimizer"))
+def _offloads(word: str, options: Mapping[str, Any]) -> str:
+    if word == "fsdp_cpu_offload" or options.get("cpu_offload") or options.get("offload_parameters"):
+        return "all"
+    if "_offload" in word:
+        return "all" if "stage_3" in word else "state"
+    return "state" if options.get("offload_optimizer") else ""
 
 
 def _devices(trainer: Mapping[str, Any], notes: list[str]) -> int:

@@ -239,8 +239,21 @@ STRATEGIES = "lightning.pytorch.strategies."
 def test_strategies(strategy: Any, kind: str, sizes: tuple[int, int]) -> None:
     place = read_placement({"strategy": strategy, "devices": 4, "num_nodes": 2, "accelerator": "gpu"})
     assert (place.kind, (place.data_parallel, place.tensor_parallel)) == (kind, sizes)
-    assert place.offload == ("offload" in str(strategy))
+    assert place.offload == ("all" if "offload" in str(strategy) else "")
     assert bool(place.notes) == (kind == "other")
+
+
+@pytest.mark.parametrize(
+    "strategy, offload",
+    [
+        ("fsdp_cpu_offload", "all"),
+        ("deepspeed_stage_2_offload", "state"),
+        ({"class_path": "DeepSpeedStrategy", "init_args": {"stage": 2, "offload_optimizer": True}}, "state"),
+        ({"class_path": "FSDPStrategy", "init_args": {"cpu_offload": True}}, "all"),
+    ],
+)
+def test_offloading(strategy: Any, offload: str) -> None:
+    assert read_placement({"strategy": strategy, "devices": 2}).offload == offload
 
 
 @pytest.mark.parametrize(
