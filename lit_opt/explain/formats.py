@@ -155,8 +155,8 @@ def markdown_cell(text: str) -> str:
     """Text that stays in one cell of a Markdown table.
 
     Example:
-        >>> print(markdown_cell("two\\nlines"))
-        two lines
+        >>> markdown_cell("one cell")
+        'one cell'
     """
     return text.replace("|", "\\|").replace("\n", " ")
 

@@ -51,8 +51,8 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
     """Largest memory that the matrices of a step take at once, beside gradients and state.
 
     A batch is held as it was gathered; the iteration keeps its start, the last and the next iterate, and two products
-    on the small side; the update of the batch before is still there. Under FSDP2 a weight's momentum and its update
-    are gathered whole.
+    on the small side (four on the Gram path); the update of the batch before is still there. Under FSDP2 a weight's
+    momentum and its update are gathered whole.
 
     Args:
         optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
@@ -71,16 +71,20 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
         size, side = rows * cols, min(rows, cols)
         width = _compute_width(chunk, cuda)
         start = size * width if width != chunk.dtype.itemsize else 0
-        iterates = (2 * size + 2 * side * side) * width
+        products = 4 if max(rows, cols) >= 2 * side else 2
+        iterates = (2 * size + products * side * side) * width
         # A CPU goes from matrix to matrix (lit_opt.optim.matrix.orthogonalize).
         at_once = count if cuda or side < 256 else 1
-        whole = 2 * sum({id(slot.param): slot.param.numel() for slot in chunk.slots}.values()) if sharded else 0
-        batch = count * (size * chunk.dtype.itemsize + start) + at_once * iterates + whole * chunk.dtype.itemsize
+        gathered = count * (size * chunk.dtype.itemsize + start)
+        # A CPU casts into another dtype by way of a copy.
+        cast = count * size * chunk.dtype.itemsize if start and not cuda else 0
+        moments = [gathered + max(at_once * iterates, cast) + before]
         if optimizer.stages.normalise is not None:  # type: ignore[attr-defined]
-            # The batch, its update, the update in the batch's dtype, and its square.
-            held = start // size + (2 if start else 1) * chunk.dtype.itemsize + chunk.dtype.itemsize
-            batch = max(batch, count * size * held)
-        most = max(most, batch + before)
+            # The update in the batch's dtype, and its square.
+            moments.append(gathered + count * size * chunk.dtype.itemsize * (2 if start else 1))
+        params = {id(slot.param): slot.param.numel() for slot in chunk.slots}
+        whole = 2 * sum(params.values()) * chunk.dtype.itemsize if sharded else 0
+        most = max(most, max(moments) + whole)
         before = count * size * width
     return most
 
