@@ -97,6 +97,7 @@ def png_plot(
         True
     """
     try:
+        from matplotlib import colormaps
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
@@ -106,13 +107,14 @@ def png_plot(
     total = schedule.total_steps
     assert total is not None
     steps = sorted({round(i * (total - 1) / 2000) for i in range(2001)} | {step for step in turns if step < total})
-    figure = Figure(figsize=(9, 4.5), layout="constrained")
+    figure = Figure(figsize=(9, 5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     found = curves(groups)
     for index, (peak, names) in enumerate(found):
         label = f"{short(peak)}: {_few(names)}" if len(found) <= 12 or index in (0, len(found) - 1) else None
-        axes.plot(steps, [peak * factor(schedule, step) for step in steps], label=label, linewidth=1.6)
+        colour = colormaps["viridis"](0.9 * index / max(1, len(found) - 1))
+        axes.plot(steps, [peak * factor(schedule, step) for step in steps], label=label, linewidth=1.6, color=colour)
     for step, what in turns.items():
         if 0 < step < total - 1:
             axes.axvline(step, color="0.75", linewidth=0.8, zorder=0)
@@ -122,13 +124,15 @@ def png_plot(
                 xycoords=("data", "axes fraction"),
                 rotation=90,
                 fontsize=7,
-                color="0.4",
-                xytext=(2, 0),
+                color="0.3",
+                xytext=(3, 0),
                 textcoords="offset points",
+                bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
             )
     axes.set(xlabel="optimizer step", ylabel="learning rate", title=title, xlim=(0, total), ylim=(0, None))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
-    axes.legend(fontsize=8, title="peak: groups", title_fontsize=8)
+    heading = "peak: groups" if len(found) <= 12 else f"peak: groups; {len(found) - 2} more rates lie between"
+    figure.legend(fontsize=8, title=heading, title_fontsize=8, loc="outside lower center")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

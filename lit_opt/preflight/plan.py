@@ -99,10 +99,7 @@ class Plan:
             "placement": asdict(self.placement),
             "values": [asdict(entry) | {"judgement": entry.judgement} for entry in self.values],
             "groups": [asdict(group) for group in self.groups],
-            "patterns": [
-                {"pattern": f.pattern, "count": f.count} | {k: v for k, v in asdict(f.row).items() if k != "name"}
-                for f in self.folded
-            ],
+            "patterns": [asdict(f) for f in self.folded],
             "rows": [asdict(row) for row in self.rows],
             "milestones": [asdict(milestone) for milestone in self.milestones],
             "memory": as_plain(self.memory),
@@ -201,8 +198,9 @@ def make_plan(
     optimizer = _stand_in(module, resolved, groups, said)
     if resolved.schedule is None or (resolved.schedule.total_steps is None and resolved.schedule.kind != "constant"):
         said.append("schedule: the horizon is unknown, so it cannot be placed; give total_steps= (--total-steps).")
-    if "unknown, not scaled" in resolved.provenance["lr"].note:
-        said.append(f"lr: {resolved.provenance['lr'].note}; give batch_size= or batch_tokens=.")
+    note = resolved.provenance["lr"].note
+    if "unknown, not scaled" in note:
+        said.append(f"lr: {note}; give {'batch_tokens=' if 'batch in tokens' in note else 'batch_size='}.")
     memory, flops = Memory(unknown="the optimizer could not be built without a run"), None
     if optimizer is not None:
         memory = estimate_memory(module, optimizer, placement, ema=resolved.ema, cuda=cuda)

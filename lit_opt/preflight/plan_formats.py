@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Iterator
-from itertools import groupby
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
@@ -13,7 +14,7 @@ from rich.text import Text
 
 from lit_opt.explain.formats import entry_sections, entry_tables, markdown_cell
 from lit_opt.explain.values import short
-from lit_opt.preflight.folding import Folded
+from lit_opt.preflight.folding import Folded, joined_group, unfolded
 from lit_opt.preflight.lr_plot import text_plot
 from lit_opt.preflight.memory import gigabytes
 from lit_opt.preflight.placement import KINDS
@@ -36,12 +37,10 @@ def plan_text(plan: Plan, *, rows: bool = False, width: int = 100) -> Renderable
     parts: list[RenderableType] = [title, *(Padding(Text(line), _INDENT) for line in _facts(plan)), Text()]
     if plan.notes:
         parts += [_heading("Mind"), *(_bullet(note) for note in plan.notes), Text()]
-    parts += [_heading("Groups"), Padding(_group_table(plan), _INDENT), Text()]
-    parts += [
-        _heading("Parameters" if rows else "Parameters, repeated blocks joined"),
-        *_parameters(plan, rows, width),
-        Text(),
-    ]
+    listed = _lines(plan, rows)
+    parts += [_heading("Groups"), Padding(_group_table(plan, listed), _INDENT), Text()]
+    words = "Parameters" if rows else "Parameters, repeated blocks joined"
+    parts += [_heading(words), *_parameters(listed, width), Text()]
     parts += [_heading("Schedule"), *_schedule(plan, width), Text()]
     parts += [_heading("Memory per device"), *_memory(plan), Text()]
     parts += [_heading("Operations of the optimizer"), *(Padding(Text(line), _INDENT) for line in _flops(plan)), Text()]
@@ -71,37 +70,63 @@ def _facts(plan: Plan) -> Iterator[str]:
         yield f"{known.total_steps:,} optimizer steps{epoch}"
 
 
-def _group_table(plan: Plan) -> Table:
+def _group_table(plan: Plan, listed: Sequence[Folded]) -> Table:
     table = _table(
         ("group", False), ("algorithm", False), ("lr", True), ("decay", True), ("tensors", True), ("numbers", True)
     )
-    for g in plan.groups:
-        table.add_row(g.name, g.algorithm, short(g.lr), short(g.weight_decay), f"{g.tensors:,}", f"{g.parameters:,}")
+    for name, found in _by_group(listed).items():
+        first, tensors = found[0], sum(f.count for f in found)
+        numbers = sum(f.count * math.prod(f.shape) for f in found)
+        table.add_row(name, first.algorithm, _rates(found), short(first.weight_decay), f"{tensors:,}", f"{numbers:,}")
     return table
 
 
-def _parameters(plan: Plan, rows: bool, width: int) -> Iterator[RenderableType]:
+def _by_group(listed: Sequence[Folded]) -> dict[str, list[Folded]]:
+    """Lines of each group; groups of layers are one here where their lines are joined."""
+    groups: dict[str, list[Folded]] = {}
+    for f in listed:
+        groups.setdefault(f.group, []).append(f)
+    return groups
+
+
+def _rates(found: Sequence[Folded]) -> str:
+    low, high = min(f.lr[0] for f in found), max(f.lr[1] for f in found)
+    return short(high) if low == high else f"{short(_rounded(low))} .. {short(_rounded(high))}"
+
+
+def _rounded(x: float) -> float:
+    return float(f"{x:.2e}")
+
+
+def _lines(plan: Plan, rows: bool) -> list[Folded]:
+    """Patterns, or every parameter; sorted by the optimizer's groups, in the module's order within each."""
+    if rows:
+        order = {group.name: place for place, group in enumerate(plan.groups)}
+        return [unfolded(row) for row in sorted(plan.rows, key=lambda row: order[row.group])]
+    joined: dict[str, int] = {}
+    for place, group in enumerate(plan.groups):
+        joined.setdefault(joined_group(group.name), place)
+    return sorted(plan.folded, key=lambda f: joined[f.group])
+
+
+def _parameters(listed: Sequence[Folded], width: int) -> Iterator[RenderableType]:
     """One table a group, so that its columns need not repeat what the group says."""
-    listed = [Folded(pattern=row.name, count=1, row=row) for row in plan.rows] if rows else plan.folded
-    order = [group.name for group in plan.groups]
-    for name, members in groupby(sorted(listed, key=lambda f: order.index(f.row.group)), key=lambda f: f.row.group):
-        found = list(members)
-        first = found[0].row
-        tensors = sum(f.count for f in found)
-        heading = f": {first.algorithm}, lr {short(first.lr)}, weight decay {short(first.weight_decay)}, "
+    for name, found in _by_group(listed).items():
+        first, tensors = found[0], sum(f.count for f in found)
+        heading = f": {first.algorithm}, lr {_rates(found)}, weight decay {short(first.weight_decay)}, "
         heading += f"{tensors:,} tensor{'s' if tensors > 1 else ''}"
         yield Padding(Text.assemble((name, "bold cyan"), heading), _INDENT)
         table = Table.grid(padding=(0, 2, 0, 0))
-        shapes = [_shape(f.row.shape) for f in found]
+        shapes = [_shape(f.shape) for f in found]
         counts = [f"x {f.count:,}" if f.count > 1 else "" for f in found]
-        reasons = min(_REASON_WIDTH, max(len(f.row.reason) for f in found))
-        names = max(24, width - 4 - 6 - max(map(len, shapes)) - max(map(len, counts)) - reasons)
+        reasons = min(_REASON_WIDTH, max(len(f.reason) for f in found))
+        names = max(30, width - 4 - 6 - max(map(len, shapes)) - max(map(len, counts)) - reasons)
         table.add_column(no_wrap=True)
         table.add_column(no_wrap=True, justify="right")
         table.add_column(no_wrap=True)
         table.add_column(overflow="fold", style="dim")
         for f, count, shape in zip(found, counts, shapes, strict=True):
-            table.add_row(_at_dots(f.pattern, names), count, shape, f.row.reason)
+            table.add_row(_at_dots(f.pattern, names), count, shape, f.reason)
         yield Padding(table, (0, 0, 0, 4))
 
 
@@ -187,6 +212,9 @@ def _flops(plan: Plan) -> Iterator[str]:
         yield f"{percent(flops.share)} of a device's operations in a step: {_power(flops.optimizer)} of {total}"
     else:
         yield f"{_power(flops.optimizer)} operations a step; the model's are unknown"
+    if flops.examples and max(flops.examples.values()) < 0.001:
+        yield f"  less than 0.1 % from {min(flops.examples):,} tokens a step on"
+        flops = replace(flops, examples={})
     for tokens, share in flops.examples.items():
         yield f"  with {tokens:,} tokens a step it would be {percent(share)}"
     yield from flops.how
@@ -238,7 +266,7 @@ def plan_markdown(plan: Plan, *, rows: bool = False) -> str:
     lines = [f"# Plan of `{plan.recipe}` for {plan.model}", "", *(f"- {line}" for line in _facts(plan))]
     if plan.notes:
         lines += ["", "Mind:", "", *(f"- {note}" for note in plan.notes)]
-    listed = [Folded(pattern=row.name, count=1, row=row) for row in plan.rows] if rows else plan.folded
+    listed = [unfolded(row) for row in plan.rows] if rows else plan.folded
     lines += ["", "## Parameters", ""]
     lines += _markdown_table(
         ("parameter", "count", "shape", "group", "algorithm", "lr", "weight decay", "reason"),
@@ -246,12 +274,12 @@ def plan_markdown(plan: Plan, *, rows: bool = False) -> str:
             (
                 f"`{f.pattern}`",
                 f"{f.count:,}",
-                _shape(f.row.shape),
-                f.row.group,
-                f.row.algorithm,
-                short(f.row.lr),
-                short(f.row.weight_decay),
-                f.row.reason,
+                _shape(f.shape),
+                f.group,
+                f.algorithm,
+                _rates([f]),
+                short(f.weight_decay),
+                f.reason,
             )
             for f in listed
         ],

@@ -62,7 +62,7 @@ def network(width: int = 48) -> Language:
 
 
 def local_bytes(tensor: Tensor) -> int:
-    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor  # type: ignore[attr-defined]
+    part = tensor.to_local() if hasattr(tensor, "to_local") else tensor
     return part.numel() * part.element_size()
 
 
@@ -75,7 +75,7 @@ def most_at_once(function: Callable[[], Any]) -> int:
     """The largest growth of torch's CPU memory inside the function, by the profiler's allocations."""
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         function()
-    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]  # type: ignore[union-attr]
+    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
     live = most = 0
     for event in sorted(events, key=lambda e: e.start_ns()):
         live += event.nbytes()

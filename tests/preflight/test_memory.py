@@ -19,6 +19,7 @@ from tests.preflight.measured import held_by, measure, network, recipe, two_proc
 
 torch.set_num_threads(1)
 
+
 def part(plan: Plan, name: str) -> int:
     return sum(line.bytes for line in plan.memory.lines if line.name == name)
 
@@ -50,7 +51,7 @@ def test_a_row_without_state_cannot_be_written() -> None:
     """Adding an optimizer without saying what it keeps fails at once."""
     words = dict.fromkeys(("name", "factory", "provider", "summary", "rule", "source", "evidence"), "x")
     with pytest.raises(TypeError, match="state"):
-        OptimizerRow(**words, hyperparameters={})  # type: ignore[arg-type, call-arg]
+        OptimizerRow(**words, hyperparameters={})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -78,7 +79,7 @@ def test_options_that_change_the_state(name: str, options: dict[str, Any]) -> No
 @pytest.mark.parametrize("variant", ["exact", "approx"])
 def test_mars_m_with_a_closure(variant: str) -> None:
     layers = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [layers[0].weight]},
         {"params": [layers[0].bias, layers[1].weight, layers[1].bias], "algorithm": "adamw"},
     ]
@@ -124,7 +125,7 @@ def test_the_dtype_of_the_state_is_the_parameter_s() -> None:
 def seven_billion() -> nn.Module:
     """Shapes that add up to 7.0e9 numbers."""
     with torch.device("meta"):
-        return nn.ModuleList(nn.Linear(10_000, 7_000, bias=False) for _ in range(100))  # type: ignore[return-value]
+        return nn.ModuleList(nn.Linear(10_000, 7_000, bias=False) for _ in range(100))
 
 
 GB = 10**9
