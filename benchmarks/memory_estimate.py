@@ -29,8 +29,8 @@ Written by `python -m benchmarks.memory_estimate` with torch {torch} on the CPU,
 
 An embedding, four blocks of two linear layers and a head, width {width}, {numbers:,} numbers; the inner width of
 {hidden} cannot be halved. "state" are the bytes of the optimizer's state tensors after a step. "scratch" is the largest
-growth of torch's CPU memory inside the second step, by the profiler's record of allocations; "estimate" is what
-`lit-opt plan --trainer.accelerator=cpu` says. Under FSDP2 the figures are those of the process that holds most.
+growth of torch's CPU memory inside the second step, by the profiler's record of allocations; "peak" is that and the
+weights, gradients and states that are held. "estimate" is what `lit-opt plan --trainer.accelerator=cpu` says. Under FSDP2 the figures are those of the process that holds most.
 What cannot be measured here: CUDA, where steps over lists take other scratch than loops, ZeRO and FSDP1.
 """
 
@@ -39,20 +39,20 @@ def part(memory: Memory, name: str) -> int:
     return sum(line.bytes for line in memory.lines if line.name == name)
 
 
-def row(name: str, plan: Plan, state: int, scratch: int) -> str:
+def row(name: str, plan: Plan, found: dict[str, int]) -> str:
     estimates = part(plan.memory, "optimizer state"), part(plan.memory, "scratch of a step")
-    error = estimates[0] / state - 1
-    # Below a few kB there are only scalars.
-    ratio = f"{estimates[1] / scratch:.2f}" if scratch > 10_000 else "none"
+    errors = estimates[0] / found["state"] - 1, plan.memory.peak / (found["held"] + found["scratch"]) - 1
+    peak = found["held"] + found["scratch"]
     return (
-        f"| {name} | {state:,} | {estimates[0]:,} | {100 * error:+.2f} % "
-        f"| {gigabytes(scratch)} | {gigabytes(estimates[1])} | {ratio} |"
+        f"| {name} | {found['state']:,} | {estimates[0]:,} | {round(100 * errors[0], 2) + 0.0:+.2f} % "
+        f"| {gigabytes(found['scratch'])} | {gigabytes(estimates[1])} "
+        f"| {gigabytes(peak)} | {gigabytes(plan.memory.peak)} | {round(100 * errors[1], 1) + 0.0:+.1f} % |"
     )
 
 
 def table(rows: list[str]) -> list[str]:
-    head = "| optimizer | state | estimate | error | scratch | estimate | ratio |"
-    return [head, "|---|---:|---:|---:|---:|---:|---:|", *rows]
+    head = "| optimizer | state | estimate | error | scratch | estimate | peak | estimate | error |"
+    return [head, "|---|---:|---:|---:|---:|---:|---:|---:|---:|", *rows]
 
 
 def textbook() -> list[str]:
@@ -103,15 +103,13 @@ def main() -> None:
     )
     alone = []
     for name in names:
-        got = measure(name, network(WIDTH))
-        alone.append(row(name, recipe(name).plan(module, accelerator="cpu"), got["state"], got["scratch"]))
+        alone.append(row(name, recipe(name).plan(module, accelerator="cpu"), measure(name, network(WIDTH))))
     with tempfile.TemporaryDirectory() as folder:
         both = two_processes(Path(folder), WIDTH, names)
     sharded = []
     for name in names:
-        found = [result[name] for result in both]
-        plan = recipe(name).plan(module, devices=2, strategy="fsdp2", accelerator="cpu")
-        sharded.append(row(name, plan, max(f["state"] for f in found), max(f["scratch"] for f in found)))
+        found = {key: max(result[name][key] for result in both) for key in ("state", "held", "scratch")}
+        sharded.append(row(name, recipe(name).plan(module, devices=2, strategy="fsdp2", accelerator="cpu"), found))
     lines = [intro, "## One device", "", *table(alone), "", "## FSDP2, two processes", "", *table(sharded)]
     lines += ["", "## Llama 7 B (6,738,415,616 numbers), on the meta device", "", *textbook()]
     RESULT.write_text("\n".join(lines) + "\n")

@@ -57,6 +57,15 @@ class Plans:
 
         Raises:
             RecipeError: What the run itself would refuse.
+
+        Example:
+            >>> import torch
+            >>> from lit_opt import Recipe
+            >>> with torch.device("meta"):
+            ...     module = torch.nn.Linear(10_000, 10_000)
+            >>> plan = Recipe("llm").plan(module, total_steps=1000, devices=8, strategy="fsdp2")
+            >>> [(line.name, line.bytes) for line in plan.memory.lines]
+            [('weights', 50005000), ('gradients', 50005000), ('optimizer state', 100010008)]
         """
         from lit_opt.preflight.placement import read_placement
         from lit_opt.preflight.plan import make_plan

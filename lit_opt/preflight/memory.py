@@ -133,7 +133,7 @@ def estimate_memory(
     lines += _state_lines(optimizer, share)
     if ema is not None:
         lines += _ema_lines(trained, ema, share)
-    if placement.kind == "ddp" and placement.devices > 1:
+    if placement.kind == "ddp" and placement.devices > 1 and not placement.bucket_view:
         size = share.of(trained, ())
         lines.append(Line(name="DDP's buckets", bytes=size, how="a second copy of the gradients, for the all-reduce"))
     lines.append(

@@ -86,6 +86,7 @@ class Placement:
         precision: One of Lightning's words.
         offload: What lies in CPU memory: "" for nothing, "state" for the optimizer's, "all" for weights and gradients
             as well.
+        bucket_view: DDP's gradients lie in its buckets (`gradient_as_bucket_view`), not beside them.
         notes: What was assumed, in sentences.
 
     Example:
@@ -100,6 +101,7 @@ class Placement:
     tensor_parallel: int = 1
     precision: str = "32-true"
     offload: str = ""
+    bucket_view: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -141,6 +143,7 @@ def read_placement(trainer: Mapping[str, Any]) -> Placement:
         tensor_parallel=sizes[1],
         precision=_precision(trainer.get("precision")),
         offload=_offloads(word, options),
+        bucket_view=bool(options.get("gradient_as_bucket_view")),
         notes=tuple(notes),
     )
 

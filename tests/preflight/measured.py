@@ -8,6 +8,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -72,15 +73,20 @@ def held_by(optimizer: Optimizer) -> int:
 
 
 def most_at_once(function: Callable[[], Any]) -> int:
-    """The largest growth of torch's CPU memory inside the function, by the profiler's allocations."""
+    """The largest growth of torch's CPU memory inside the function, by the profiler's record of allocations."""
+    return max(_growth(function))
+
+
+def left_after(function: Callable[[], Any]) -> int:
+    """What torch's CPU memory has grown by when the function has returned."""
+    return _growth(function)[-1]
+
+
+def _growth(function: Callable[[], Any]) -> list[int]:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
         function()
     events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
-    live = most = 0
-    for event in sorted(events, key=lambda e: e.start_ns()):
-        live += event.nbytes()
-        most = max(most, live)
-    return most
+    return [0, *accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()))]
 
 
 def backward(module: nn.Module) -> None:
@@ -90,11 +96,12 @@ def backward(module: nn.Module) -> None:
 
 
 def measure(name: str, module: nn.Module, *, scratch: bool = True) -> dict[str, int]:
-    """State after a step, and the scratch of the next."""
+    """After a step: bytes of the state, and of weights, gradients and state together; the scratch of the next."""
     optimizer, _ = recipe(name).configure(module, total_steps=8, global_batch=2)
     backward(module)
     optimizer.step()
-    found = {"state": held_by(optimizer)}
+    rest = sum(local_bytes(p) + local_bytes(p.grad) for p in module.parameters() if p.grad is not None)
+    found = {"state": held_by(optimizer), "held": held_by(optimizer) + rest}
     if scratch:
         backward(module)
         found["scratch"] = most_at_once(optimizer.step)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,12 +11,13 @@ import torch
 from torch import nn
 
 from lit_opt import Recipe
-from lit_opt.optim import build, list_optimizers
+from lit_opt.optim import build, get_row, list_optimizers
 from lit_opt.optim.schema import OptimizerRow
+from lit_opt.optim.state import Buffer
 from lit_opt.preflight.memory import estimate_memory, gigabytes, state_bytes
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.plan import Plan
-from tests.preflight.measured import held_by, measure, network, recipe, two_processes
+from tests.preflight.measured import backward, held_by, left_after, measure, network, recipe, two_processes
 
 torch.set_num_threads(1)
 
@@ -30,6 +32,7 @@ def test_state_and_scratch_of_every_row(name: str) -> None:
     plan = recipe(name).plan(module, accelerator="cpu")
     found = measure(name, module)
     assert part(plan, "optimizer state") == pytest.approx(found["state"], rel=0.02)
+    assert plan.memory.held == pytest.approx(found["held"], rel=0.02)
     # Beside the scalars of a fused step, what the step takes on top is within a fifth.
     assert part(plan, "scratch of a step") == pytest.approx(found["scratch"], rel=0.2, abs=1000)
 
@@ -45,6 +48,45 @@ def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]
     assert "error" not in found[0], found[0]
     plan = recipe(name).plan(network(), devices=2, strategy="fsdp2", accelerator="cpu")
     assert part(plan, "optimizer state") == pytest.approx(max(f["state"] for f in found), rel=0.02)
+    assert plan.memory.held == pytest.approx(max(f["held"] for f in found), rel=0.02)
+
+
+@pytest.mark.parametrize("view", [False, True])
+def test_the_buckets_of_ddp(view: bool) -> None:
+    """Wrapped, and after two backwards, a module holds its gradients once more, unless they lie in the buckets."""
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    try:
+        module = network(64)
+
+        def wrap() -> None:
+            wrapped = nn.parallel.DistributedDataParallel(module, gradient_as_bucket_view=view)
+            for _ in range(2):
+                backward(wrapped)
+            kept.append(wrapped)
+
+        kept: list[Any] = []
+        grown = left_after(wrap)
+    finally:
+        torch.distributed.destroy_process_group()
+    strategy = {"class_path": "DDPStrategy", "init_args": {"gradient_as_bucket_view": view}}
+    plan = Recipe("llm").plan(module, devices=2, strategy=strategy)
+    assert part(plan, "gradients") + part(plan, "DDP's buckets") == pytest.approx(grown, rel=0.02)
+
+
+@pytest.mark.parametrize("bits, share", [(32, 1.0), (16, 0.5), (8, 0.25)])
+def test_low_precision_states(bits: int, share: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A row that keeps its moments in 8 bits, with a float32 for each block of 256, comes out at about a quarter."""
+    dtypes = {32: "float32", 16: "bfloat16", 8: "uint8"}
+
+    def state(shape: tuple[int, ...], options: Any) -> tuple[Buffer, ...]:
+        numbers = math.prod(shape)
+        scales = (Buffer(name="scales", numbers=2 * numbers // 256, dtype="float32"),) if bits == 8 else ()
+        return (*(Buffer(name=f"m{i}", numbers=numbers, dtype=dtypes[bits]) for i in (1, 2)), *scales)
+
+    row = replace(get_row("adamw"), state=state)
+    monkeypatch.setattr("lit_opt.preflight.shares.get_row", lambda name: row)
+    optimizer = build("adamw", [nn.Parameter(torch.zeros(1024, 1024, device="meta"))], lr=1e-3)
+    assert state_bytes(optimizer) / (8 * 2**20) == pytest.approx(share, rel=0.02)
 
 
 def test_a_row_without_state_cannot_be_written() -> None:
