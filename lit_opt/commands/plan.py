@@ -13,7 +13,7 @@ from rich.console import Console
 from lit_opt.commands.from_config import load_project
 from lit_opt.errors import RecipeError
 from lit_opt.explain.formats import to_json
-from lit_opt.preflight.facts import foresee, tokens_of_a_sample
+from lit_opt.preflight.facts import foresee, input_of_a_sample, tokens_of_a_sample
 from lit_opt.preflight.plan import Plan, make_plan
 from lit_opt.preflight.plan_formats import plan_text
 from lit_opt.resolve.resolved import RunFacts
@@ -48,8 +48,11 @@ def plan_config(args: Sequence[str], options: Mapping[str, Any]) -> Plan:
     foreseen = foresee(trainer, project.model, project.datamodule)
     notes = [*project.notes, *foreseen.notes]
     facts = foreseen.run
+    example = getattr(project.model, "example_input_array", None)
     if project.recipe.spec.setting in ("llm", "vlm") and "batch_tokens" not in overrides:
         facts = _with_tokens(facts, overrides.get("batch_size"), foreseen.training_data, notes)
+    elif example is None:
+        example = input_of_a_sample(foreseen.training_data)
     return make_plan(
         project.recipe.spec,
         overrides,
@@ -57,6 +60,7 @@ def plan_config(args: Sequence[str], options: Mapping[str, Any]) -> Plan:
         facts,
         foreseen.placement,
         notes=tuple(dict.fromkeys(notes)),
+        example=example,
         cuda=trainer.get("accelerator") != "cpu",
     )
 

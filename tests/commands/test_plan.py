@@ -10,6 +10,8 @@ import torch
 import yaml
 
 from lit_opt.cli import main
+from lit_opt.commands.plan import plan_config
+from lit_opt.explain.shipped_configs import shipped_configs
 
 torch.set_num_threads(1)
 
@@ -81,6 +83,16 @@ def test_another_machine_and_another_batch(capsys: pytest.CaptureFixture[str]) -
     assert (plan["placement"]["kind"], plan["placement"]["devices"]) == ("fsdp2", 16)
     facts = plan["resolved"]["facts"]
     assert (facts["global_batch"], facts["total_steps"], facts["tokens_per_batch"]) == (512, 1000, 131072)
+
+
+def test_every_shipped_config_has_a_plan() -> None:
+    for name in shipped_configs():
+        plan = plan_config([f"--config={name}"], {})
+        assert plan.resolved.facts.total_steps and plan.resolved.facts.global_batch, name
+        assert plan.milestones and plan.memory.held > 0 and plan.flops is not None
+        # A language model by its tokens, a classifier by its forward.
+        assert (plan.flops.share is not None) == (plan.model in ("LanguageModel", "ImageClassifier")), name
+        assert max(map(len, plan.text().splitlines())) <= 100, name
 
 
 def test_a_picture(capsys: pytest.CaptureFixture[str], empty_folder: Path) -> None:
