@@ -163,7 +163,8 @@ def _strategy(given: Any) -> tuple[str, Mapping[str, Any]]:
                 )
         return word, {}
     if isinstance(given, Mapping) and "class_path" in given:
-        return str(given["class_path"]).rpartition(".")[2], given.get("init_args") or {}
+        options = (given.get("init_args") or {}) | (given.get("dict_kwargs") or {})
+        return str(given["class_path"]).rpartition(".")[2], options
     raise RecipeError(
         [
             f"strategy: {type(given).__name__} cannot be read before a run. Give a name ({', '.join(_WORDS)}) or "

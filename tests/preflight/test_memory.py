@@ -68,7 +68,7 @@ def test_the_buckets_of_ddp(view: bool) -> None:
         grown = left_after(wrap)
     finally:
         torch.distributed.destroy_process_group()
-    strategy = {"class_path": "DDPStrategy", "init_args": {"gradient_as_bucket_view": view}}
+    strategy = {"class_path": "DDPStrategy", "dict_kwargs": {"gradient_as_bucket_view": view}}
     plan = Recipe("llm").plan(module, devices=2, strategy=strategy)
     assert part(plan, "gradients") + part(plan, "DDP's buckets") == pytest.approx(grown, rel=0.02)
 
@@ -116,6 +116,20 @@ def test_options_that_change_the_state(name: str, options: dict[str, Any]) -> No
         p.grad = torch.randn_like(p)
     optimizer.step()
     assert estimate == held_by(optimizer)
+
+
+@pytest.mark.parametrize("name", list_optimizers())
+def test_the_names_of_the_buffers(name: str) -> None:
+    """A row's buffers are the tensors of the state, by name and size."""
+    params = [nn.Parameter(torch.randn(16, 12)), nn.Parameter(torch.randn(16))]
+    optimizer = build(name, params, lr=1e-3)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    options = optimizer.defaults | optimizer.param_groups[0]
+    for p in params:
+        kept = {key: t.numel() for key, t in optimizer.state[p].items() if isinstance(t, torch.Tensor)}
+        assert {b.name: b.numbers for b in get_row(name).state(tuple(p.shape), options)} == kept
 
 
 @pytest.mark.parametrize("variant", ["exact", "approx"])
