@@ -16,6 +16,7 @@ from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.callbacks.matrix import refuse_exact, share_work
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
+from lit_opt.callbacks.plans import Plans
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import snapshot_parameters
@@ -25,7 +26,7 @@ from lit_opt.resolve.overrides import find_problems
 from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
-class Recipe(OwnsEMA):
+class Recipe(Plans, OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_opt.optim.state import Scratch, StateOf
 from lit_opt.recipes.schema import Value
 
 # Default of a hyperparameter that has to be given.
@@ -52,6 +53,8 @@ class OptimizerRow:
         source: Paper id and where the code was checked.
         evidence: The field guide's evidence label.
         hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
+        state: What it keeps of a parameter, see `lit_opt.optim.state`; a test compares it with a real step.
+        scratch: What a step needs beside it. A matrix method's batches are counted from its plan, not here.
         fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
         decayed_group: Group options of decayed groups that differ from those of excluded ones.
         excluded_group: Group options of groups that are excluded from decay.
@@ -88,6 +91,8 @@ class OptimizerRow:
     source: str
     evidence: str
     hyperparameters: Mapping[str, Any]
+    state: StateOf
+    scratch: Scratch = field(default_factory=Scratch)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     decayed_group: Mapping[str, Any] = field(default_factory=dict)
     excluded_group: Mapping[str, Any] = field(default_factory=dict)
