@@ -1,4 +1,4 @@
-"""What some optimizers ask of a run: hooks on layers, and a part in what processes exchange."""
+"""What some optimizers ask of a run: hooks on layers, a second pass, a part in what processes exchange or divide."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lit_opt.callbacks.matrix import exact_problems, share_work
+from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
+from lit_opt.errors import RecipeError
 from lit_opt.optim import get_row
 from lit_opt.resolve.resolved import ResolvedRecipe
 
@@ -13,17 +16,20 @@ from lit_opt.resolve.resolved import ResolvedRecipe
 _FITTING = {"SingleDeviceStrategy", "DDPStrategy"}
 
 
-def demand_problems(resolved: ResolvedRecipe, trainer: Any) -> list[str]:
-    """What the optimizer needs and this Trainer does not have.
+def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any) -> list[str]:
+    """What the optimizer needs and this run does not have.
 
     Args:
         resolved: The recipe's numbers.
         trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
     """
     row = get_row(resolved.optimizer) if isinstance(resolved.optimizer, str) else None
+    problems = exact_problems(resolved, trainer, module)
+    if row is not None and row.needs_closure:
+        problems += two_pass_problems(row.name, trainer, module)
     if row is None or not (row.needs_module or row.exchanges):
-        return []
-    problems = []
+        return problems
     strategy = trainer.strategy
     kinds = {base.__name__ for base in type(strategy).__mro__}
     if not kinds & _FITTING or "DeepSpeedStrategy" in kinds:
@@ -42,6 +48,25 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any) -> list[str]:
             "Remove it, or choose another optimizer."
         )
     return problems
+
+
+def fit_to_run(resolved: ResolvedRecipe, optimizer: Optimizer, trainer: Any, module: Any) -> None:
+    """Give the optimizer what it needs of this run, once it is made.
+
+    Args:
+        resolved: The recipe's numbers.
+        optimizer: Of the recipe.
+        trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
+
+    Raises:
+        RecipeError: What it needs is not there.
+    """
+    problems = demand_problems(resolved, trainer, module)
+    if problems:
+        raise RecipeError(problems)
+    prepare_two_passes(optimizer, trainer, module)
+    share_work(optimizer, trainer, module)
 
 
 def meet_demands(resolved: ResolvedRecipe, optimizer: Optimizer, trainer: Any) -> None:

@@ -141,8 +141,6 @@ def _wrapped(
     optimizer = _load(row)(_constructed(inside, groups, {**options, **extras}, nesterov), **own)
     for group in optimizer.param_groups:
         group["algorithm"] = row.name if group["algorithm"] == inside.name else group["algorithm"]
-    if not inside.matrix:
-        optimizer.defaults["algorithm"] = row.name
     return optimizer
 
 

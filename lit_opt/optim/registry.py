@@ -68,6 +68,8 @@ def get_row(name: str, base: str | None = None, *, setting: str = "") -> Optimiz
         matrix=inside.matrix,
         group_options=inside.group_options,
         extra=row.extra or inside.extra,
+        state=lambda shape, options: (*inside.state(shape, options), *row.state(shape, options)),
+        scratch=None,
     )
 
 

@@ -54,7 +54,8 @@ class OptimizerRow:
         evidence: The field guide's evidence label.
         hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
         state: What it keeps of a parameter, see `lit_opt.optim.state`; a test compares it with a real step.
-        scratch: What a step needs beside it. A matrix method's batches are counted from its plan, not here.
+        scratch: What a step needs beside it, None where it was not measured. A matrix method's batches are counted from
+            its plan, not here.
         fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
         decayed_group: Group options of decayed groups that differ from those of excluded ones.
         excluded_group: Group options of groups that are excluded from decay.
@@ -92,7 +93,7 @@ class OptimizerRow:
     evidence: str
     hyperparameters: Mapping[str, Any]
     state: StateOf
-    scratch: Scratch = field(default_factory=Scratch)
+    scratch: Scratch | None = field(default_factory=Scratch)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     decayed_group: Mapping[str, Any] = field(default_factory=dict)
     excluded_group: Mapping[str, Any] = field(default_factory=dict)

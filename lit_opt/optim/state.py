@@ -91,3 +91,27 @@ def momentum_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ..
         ()
     """
     return like_parameter(shape, "momentum_buffer") if options.get("momentum") else ()
+
+
+def nothing(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """No state of its own.
+
+    Example:
+        >>> nothing((2,), {})
+        ()
+    """
+    return ()
+
+
+def kept(*names: str, steps: bool = False) -> StateOf:
+    """A law with buffers of the parameter's shape and dtype.
+
+    Args:
+        names: Keys in the optimizer's state.
+        steps: It counts steps as torch does.
+
+    Example:
+        >>> [buffer.name for buffer in kept("sum", steps=True)((2,), {})]
+        ['sum', 'step']
+    """
+    return lambda shape, options: (*like_parameter(shape, *names), *((STEP,) if steps else ()))

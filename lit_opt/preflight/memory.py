@@ -18,6 +18,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.optim import get_row
 from lit_opt.optim.matrix.cost import scratch_bytes
 from lit_opt.optim.schema import OptimizerRow
+from lit_opt.optim.state import Scratch
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.shares import SHARDS_GRADIENTS, SHARDS_STATE, SHARDS_WEIGHTS, Share, method_row, states_of
 from lit_opt.recipes.schema import EMASpec
@@ -144,7 +145,11 @@ def estimate_memory(
             when="step",
         )
     )
-    return Memory(lines=tuple(line for line in lines if line.bytes), left_out=_left_out(weights, placement, ema))
+    left_out = _left_out(weights, placement, ema)
+    row = method_row(optimizer)
+    if row.scratch is None:
+        left_out = (*left_out, f"what a step of {row.name} needs beside gradients and state: not measured")
+    return Memory(lines=tuple(line for line in lines if line.bytes), left_out=left_out)
 
 
 def state_bytes(optimizer: Optimizer, placement: Placement | None = None) -> int:
@@ -247,9 +252,11 @@ def _scratch(optimizer: Optimizer, share: Share, cuda: bool) -> int:
             for p in group["params"]
             if p.ndim > 1
         ]
-        batches = scratch_bytes(optimizer, cuda=cuda, sharded=share.kind == "fsdp2" and share.processes > 1)
+        batches = scratch_bytes(
+            getattr(optimizer, "base", optimizer), cuda=cuda, sharded=share.kind == "fsdp2" and share.processes > 1
+        )
     sizes = [share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in stepped]
-    use = row.scratch
+    use = row.scratch or Scratch()
     copies = use.everything + (use.lists if cuda and _steps_over_lists(optimizer) else 0.0)
     one = use.largest if not copies else 0.0
     return max(batches, round(copies * sum(sizes)), round(one * max(sizes, default=0)))

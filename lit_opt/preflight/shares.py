@@ -82,7 +82,11 @@ def method_row(optimizer: Optimizer) -> OptimizerRow:
         >>> method_row(build("muon", [torch.zeros(2, 2)], lr=0.02)).name
         'muon'
     """
-    return get_row(optimizer.defaults.get("algorithm") or optimizer.param_groups[0]["algorithm"])
+    names = {group["algorithm"] for group in optimizer.param_groups}
+    name = optimizer.defaults.get("algorithm")
+    # An optimizer around another one has its own name in the groups, and its base's in the defaults.
+    outer = names - {name, "adamw"}
+    return get_row(outer.pop(), name) if name is not None and outer else get_row(name or min(names))
 
 
 def states_of(optimizer: Optimizer, share: Share) -> list[tuple[str, str, int]]:

@@ -26,23 +26,35 @@ def part(plan: Plan, name: str) -> int:
     return sum(line.bytes for line in plan.memory.lines if line.name == name)
 
 
-@pytest.mark.parametrize("name", list_optimizers())
+# Not here: what needs the module or DDP's hook, and what is compiled for each shape or quantised by blocks.
+MEASURED = [
+    name
+    for name in list_optimizers()
+    if (row := get_row(name)).exact and not (row.needs_module or row.exchanges or row.compiles)
+]
+# adafactor_bv makes its factors with new_zeros, which shards them its own way.
+MEASURED_FSDP2 = [name for name in MEASURED if name != "adafactor_bv"]
+
+
+@pytest.mark.parametrize("name", MEASURED)
 def test_state_and_scratch_of_every_row(name: str) -> None:
     module = network()
     plan = recipe(name).plan(module, accelerator="cpu")
-    found = measure(name, module)
+    found = measure(name, module, scratch=get_row(name).scratch is not None)
     assert part(plan, "optimizer state") == pytest.approx(found["state"], rel=0.02)
     assert plan.memory.held == pytest.approx(found["held"], rel=0.02)
+    if get_row(name).scratch is None:
+        return
     # Beside the scalars of a fused step, what the step takes on top is within a fifth.
     assert part(plan, "scratch of a step") == pytest.approx(found["scratch"], rel=0.2, abs=1000)
 
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, list_optimizers(), scratch=False)
+    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED_FSDP2, scratch=False)
 
 
-@pytest.mark.parametrize("name", list_optimizers())
+@pytest.mark.parametrize("name", MEASURED_FSDP2)
 def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
     found = [result[name] for result in sharded]
     assert "error" not in found[0], found[0]

@@ -6,11 +6,29 @@ belong to its own G, which is smaller by the square of the batch unless grad_sca
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from typing import Any
+
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
+from lit_opt.optim.state import Buffer, Shape, momentum_state, nothing
+
+
+def _kfac_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """As if every matrix were a layer with a bias that K-FAC takes; two factors, each with its decomposition."""
+    momentum = momentum_state(shape, options)
+    if len(shape) not in (2, 4):
+        return momentum
+    outputs, inputs = shape[0], math.prod(shape[1:]) + 1
+    numbers = 2 * (outputs**2 + inputs**2) + outputs + inputs
+    return (*momentum, Buffer(name="factors", numbers=numbers, sharded=False))
+
 
 ROWS = (
     OptimizerRow(
         name="kfac",
+        state=_kfac_state,
+        scratch=None,
         factory="lit_opt.optim.curvature.kfac:KFAC",
         provider="lit_opt",
         summary="SGD with momentum on gradients that Linear and Conv2d layers precondition by Kronecker factors",
@@ -33,6 +51,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="natural_gradient",
+        state=nothing,
+        scratch=None,
         factory="lit_opt.optim.curvature.natural_gradient:NaturalGradient",
         provider="lit_opt",
         summary="The whole damped Fisher matrix, for up to 10,000 parameters: what K-FAC is judged by",

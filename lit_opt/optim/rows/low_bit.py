@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
+from typing import Any
 
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
+from lit_opt.optim.state import Buffer, Shape
 
 _HYPERPARAMETERS = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
 _UNCHANGED = "unchanged: bitsandbytes' documentation (no hyperparameter tuning)"
@@ -21,9 +26,22 @@ _SETTINGS = {
 
 _RULE = "AdamW, m and v rounded after each step to {bits} with a scale for each block of {block}"
 
+
+def _state(shape: Shape, options: Mapping[str, Any], *, bits: int, block: int, maps: int) -> tuple[Buffer, ...]:
+    """Two moments, a float32 for each block, and the map from bits to numbers beside each moment."""
+    numbers = math.prod(shape)
+    if numbers < 4096:
+        return tuple(Buffer(name=name, numbers=numbers, dtype="float32") for name in ("m", "v"))
+    moments = (Buffer(name=name, numbers=numbers * bits // 8, dtype="uint8") for name in ("m", "v"))
+    scales = Buffer(name="scales", numbers=2 * math.ceil(numbers / block), dtype="float32")
+    return (*moments, scales, Buffer(name="maps", numbers=maps * 2**bits, dtype="float32", sharded=False))
+
+
 ROWS = (
     OptimizerRow(
         name="adamw_8bit",
+        state=partial(_state, bits=8, block=256, maps=2),
+        scratch=None,
         factory="lit_opt.optim.low_bit:adamw_8bit",
         provider="torchao or bitsandbytes",
         extra="lowbit",
@@ -37,6 +55,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adamw_fp8",
+        state=partial(_state, bits=8, block=256, maps=0),
+        scratch=None,
         factory="lit_opt.optim.low_bit_torchao:AdamWFp8",
         provider="torchao",
         extra="lowbit",
@@ -50,6 +70,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adamw_4bit",
+        state=partial(_state, bits=4, block=128, maps=2),
+        scratch=None,
         factory="lit_opt.optim.low_bit_torchao:AdamW4bit",
         provider="torchao",
         extra="lowbit",

@@ -7,10 +7,13 @@ none of the settings here.
 from __future__ import annotations
 
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
+from lit_opt.optim.state import kept
 
 ROWS = (
     OptimizerRow(
         name="onebit_adam",
+        state=kept("exp_avg", "exp_avg_sq", "worker_error", "server_error"),
+        scratch=None,
         factory="lit_opt.optim.onebit_adam:OneBitAdam",
         provider="lit_opt",
         summary="Adam whose processes exchange signs of momenta after a warm-up of freeze_step steps, under DDP",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from lit_opt.optim.schema import OptimizerRow
+from lit_opt.optim.state import kept, nothing
 from lit_opt.recipes.schema import Value
 
 # SGD where the papers used it, AdamW where the setting's own recipe has it.
@@ -24,6 +25,8 @@ _RHO_ASAM = Value(
 ROWS = (
     OptimizerRow(
         name="sam",
+        state=nothing,
+        scratch=None,
         factory="lit_opt.optim.sam:SAM",
         provider="lit_opt",
         summary="SAM: the gradient at the worst point nearby, around any base; a step costs two",
@@ -38,6 +41,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="asam",
+        state=nothing,
+        scratch=None,
         factory="lit_opt.optim.sam:ASAM",
         provider="lit_opt",
         summary="ASAM: SAM in a neighbourhood that follows the scale of the weights; a step costs two",
@@ -52,6 +57,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="lookahead",
+        state=kept("slow"),
+        scratch=None,
         factory="lit_opt.optim.lookahead:Lookahead",
         provider="lit_opt",
         summary="Lookahead: slow weights that follow the fast ones of any base",
