@@ -44,7 +44,7 @@ MAY_IMPORT = {
 
 # Finer than rooms: from that room, these modules alone.
 ONLY = {
-    ("optim", "recipes"): {"lit_opt.recipes.schema"},
+    ("optim", "recipes"): {"lit_opt.recipes.schema", "lit_opt.recipes.common"},
     ("optim", "averaging"): {"lit_opt.averaging.shards"},
     ("param_groups", "optim"): {"lit_opt.optim.registry"},
     ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema", "lit_opt.optim.matrix.scale"},

@@ -195,6 +195,14 @@ TABLE: dict[str, tuple[str, Workload]] = {
     "large_batch/lamb": ("large_batch/lamb", _LARGE),
     "large_batch/control": ("large_batch/control", _LARGE),
     "cnn/muon": ("cnn/muon", _unlabelled(_DIGITS)),
+    "cnn/sam": ("cnn/sam", _unlabelled(_DIGITS)),
+    "cnn/adamw": ("cnn/adamw", _unlabelled(_DIGITS)),
+    "vit/sam": ("vit/sam", _unlabelled(_VIT)),
+    "vit/lamb": ("vit/lamb", _unlabelled(_VIT)),
+    "llm/adafactor": ("llm/adafactor", _unlabelled(_TEXT)),
+    "llm/adamw_8bit": ("llm/adamw_8bit", _unlabelled(_TEXT)),
+    "diffusion/adafactor": ("diffusion/adafactor", _unlabelled(_DIFFUSION)),
+    "diffusion/adamw_8bit": ("diffusion/adamw_8bit", _unlabelled(_DIFFUSION)),
 }
 
 
