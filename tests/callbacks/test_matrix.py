@@ -118,7 +118,8 @@ recipe:
 """)
     block = nn.ModuleDict({"qkv": nn.Linear(8, 24), "kv": nn.Linear(8, 24), "q": nn.Linear(8, 8)})
     module = nn.ModuleDict({"block": block, "head": nn.Linear(8, 4)})
-    ours = Recipe(**{key: value for key, value in given.recipe.items() if value is not None})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before jsonargparse 4.49
+    ours = instantiate(given).recipe
     optimizer, _ = ours.configure(module, total_steps=10)
     found = {group["name"]: (group.get("split_sizes"), group.get("num_heads")) for group in optimizer.param_groups}
     assert found["decay/qkv.weight/split_8_8_8"] == ([8, 8, 8], None)
