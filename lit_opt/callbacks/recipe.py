@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,12 +11,12 @@ from lit_opt import recipes
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.ema import EMA
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.callbacks.matrix import refuse_exact, share_work
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
+from lit_opt.callbacks.plans import Plans
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import snapshot_parameters
@@ -27,7 +26,7 @@ from lit_opt.resolve.overrides import find_problems
 from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
-class Recipe(OwnsEMA):
+class Recipe(Plans, OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
@@ -135,8 +134,7 @@ class Recipe(OwnsEMA):
         self.on_resume = on_resume
         self.run: Configured | None = None
         self._session: Session | None = None
-        averaging = preview(self.spec, self.overrides).ema
-        self.ema = EMA(**asdict(averaging)) if averaging is not None else None
+        self.ema = self.averaging(preview(self.spec, self.overrides))
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.name!r})"
@@ -157,6 +155,12 @@ class Recipe(OwnsEMA):
     def scheduler(self) -> RecipeLR | None:
         """The learning-rate scheduler of the current or last run."""
         return self.run.scheduler if self.run else None
+
+    @property
+    def clipping(self) -> tuple[ClipSpec, Any] | None:
+        """During `fit`: how it clips, and the norm of the last step's gradients before that; None where it does not."""
+        session = self._session
+        return (session.clip, session.norm) if session is not None and session.clip is not None else None
 
     # ---- public ways besides Trainer(callbacks=[...])
 

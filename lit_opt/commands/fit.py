@@ -129,7 +129,7 @@ def run(args: Sequence[str]) -> int:
         raise RecipeError([f"Lightning: {error}"]) from error
     except ValueError as error:
         # The parser wraps what a class refuses in its __init__.
-        raise _recipe_error_in(error) or error from None
+        raise recipe_error_in(error) or error from None
     except RuntimeError as error:
         if str(error).startswith("Error(s) in loading state_dict"):
             raise RecipeError([f"ckpt_path: the checkpoint is of another model. {error}"]) from error
@@ -142,7 +142,8 @@ def run(args: Sequence[str]) -> int:
     return 0
 
 
-def _recipe_error_in(error: BaseException | None) -> RecipeError | None:
+def recipe_error_in(error: BaseException | None) -> RecipeError | None:
+    """The message of ours that another library's exception wraps, or None."""
     while error is not None and not isinstance(error, RecipeError):
         error = error.__cause__ or error.__context__
     return error

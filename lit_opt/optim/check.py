@@ -21,6 +21,18 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "betas": (0.0, 1.0),
     "beta2": (0.0, 1.0),
     "gamma": (0.0, math.inf),
+    "damping": (0.0, math.inf),
+    "factor_decay": (0.0, 1.0),
+    "kl_clip": (0.0, math.inf),
+    "inverse_every": (1.0, math.inf),
+    "freeze_step": (1.0, math.inf),
+    "rho": (0.0, math.inf),
+    "eta": (0.0, math.inf),
+    "k": (1.0, math.inf),
+    "alpha": (0.0, 1.0),
+    "final_lr": (0.0, math.inf),
+    "initial_accumulator_value": (0.0, math.inf),
+    "d": (0.0, math.inf),
 }
 
 

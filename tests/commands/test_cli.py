@@ -48,7 +48,7 @@ def test_help_teaches(capsys, argv):
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", ["list", "explain", "export-ema"])
+@pytest.mark.parametrize("verb", ["list", "explain", "plan", "export-ema"])
 def test_each_verb_has_examples(capsys, verb):
     code, out, err = says(capsys, verb, "--help")
     assert (code, err) == (0, "")
@@ -110,7 +110,7 @@ def test_explain_in_text(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["lst"], "verb: 'lst' is unknown. Did you mean 'list'? Known: list, explain, export-ema, fit, validate, test, predict."),
+        (["lst"], "verb: 'lst' is unknown. Did you mean 'list'? Known: list, explain, plan, export-ema, fit, validate, test, predict."),
         (["--config", "llm", "fit"], "verb: '--config' is unknown."),
         (["explain"], "The following arguments are required: NAME. See `lit-opt explain --help`."),
         (["explain", "lllm"], "name: 'lllm' is neither a recipe nor an optimizer. Did you mean 'llm'?"),
