@@ -57,7 +57,6 @@ _ADAM_DECOUPLED = (
     "deepspeedcpuadam",
     "skipstepadamw",
     "adamwschedulefree",
-    "stableadamw",
 )
 _KNOWN: dict[str, Method] = {
     **{name: Method(name=name.removesuffix("legacy"), kind="adam", decay="l2") for name in _ADAM_L2},
@@ -71,6 +70,7 @@ _KNOWN: dict[str, Method] = {
     "adagrad": Method(name="adagrad", decay="l2"),
     "adadelta": Method(name="adadelta", decay="l2"),
     "adabelief": Method(name="adabelief", kind="adam", decay="decoupled"),
+    "stableadamw": Method(name="stableadamw", kind="adam", decay="decoupled"),
     "lion": Method(name="lion", decay="decoupled"),
     "soap": Method(name="soap", decay="decoupled"),
     "adafactor": Method(name="adafactor", kind="factored", decay="decoupled"),
@@ -152,7 +152,7 @@ def method_of(optimizer: Any, group: Mapping[str, Any]) -> Method:
     if found.kind == "adam" and (
         group.get("decoupled_weight_decay") or getattr(inner, "decoupled_weight_decay", False)
     ):
-        return replace(found, name="adamw" if found.name == "adam" else found.name, decay="decoupled")
+        found = replace(found, name="adamw" if found.name == "adam" else found.name, decay="decoupled")
     return replace(found, clips=_clips(found, {**group}))
 
 
@@ -166,6 +166,8 @@ def _clips(method: Method, group: Mapping[str, Any]) -> str:
         return f"max_grad_norm={limit:g} limits the global norm inside step()"
     if method.name == "lars":
         return "the trust ratio divides by the gradient's norm, so its length does not matter"
+    if method.name == "stableadamw":
+        return "its update is limited to an RMS of 1"
     if method.kind == "factored" and method.name == "adafactor":
         limit = group.get("clip_threshold", group.get("d", 1.0))
         return f"its update is limited to an RMS of {limit:g}" if limit and math.isfinite(limit) else ""
