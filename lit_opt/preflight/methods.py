@@ -56,7 +56,6 @@ _ADAM_DECOUPLED = (
     "fusedadam",
     "deepspeedcpuadam",
     "skipstepadamw",
-    "adamwschedulefree",
 )
 _KNOWN: dict[str, Method] = {
     **{name: Method(name=name.removesuffix("legacy"), kind="adam", decay="l2") for name in _ADAM_L2},
@@ -71,6 +70,10 @@ _KNOWN: dict[str, Method] = {
     "adadelta": Method(name="adadelta", decay="l2"),
     "adabelief": Method(name="adabelief", kind="adam", decay="decoupled"),
     "stableadamw": Method(name="stableadamw", kind="adam", decay="decoupled"),
+    "adamwschedulefree": Method(name="schedule_free_adamw", kind="adam", decay="decoupled"),
+    "sgdschedulefree": Method(name="schedule_free_sgd", kind="sgd", decay="decoupled"),
+    "radamschedulefree": Method(name="schedule_free_radam", kind="adam", decay="decoupled"),
+    "adabound": Method(name="adabound", kind="adam", decay="decoupled"),
     "lion": Method(name="lion", decay="decoupled"),
     "soap": Method(name="soap", decay="decoupled"),
     "adafactor": Method(name="adafactor", kind="factored", decay="decoupled"),
@@ -102,7 +105,7 @@ def unwrap(optimizer: Any) -> Any:
         inner = next(
             (
                 found
-                for name in ("base_optimizer", "_base_optimizer", "optim", "optimizer")
+                for name in ("base", "base_optimizer", "_base_optimizer", "optim", "optimizer")
                 if isinstance(found := getattr(optimizer, name, None), torch.optim.Optimizer)
             ),
             None,

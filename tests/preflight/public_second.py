@@ -117,9 +117,10 @@ def segformer() -> Report:
 
 def setr() -> Report:
     module = build("timm/vit")
-    head = list(module.head.parameters())  # type: ignore[union-attr]
-    body = [p for n, p in module.named_parameters() if not n.startswith("head.")]
-    optimizer = torch.optim.SGD([{"params": body}, {"params": head, "lr": 0.1}], lr=0.01, momentum=0.9)
+    head: list[Any] = list(module.head.parameters())  # type: ignore[union-attr]
+    body: list[Any] = [p for n, p in module.named_parameters() if not n.startswith("head.")]
+    groups: list[Any] = [{"params": body}, {"params": head, "lr": 0.1}]
+    optimizer = torch.optim.SGD(groups, lr=0.01, momentum=0.9)
     poly = schedule(optimizer, lambda s: max(0.01, (1 - s / 80_000) ** 0.9))
     return run(module, optimizer, poly, "vit/finetune", total=80_000, batch=8)
 
