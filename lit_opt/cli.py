@@ -63,29 +63,6 @@ examples:
   lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
 
 
-CHECK_EXAMPLES = """\
-The config is that of `lit-opt fit`, with or without a `recipe:` section; a model with its own configure_optimizers is
-judged as well. No Trainer is built and no device is used, so a config for eight GPUs can be checked on a laptop.
-
-levels:
-  error     the run breaks, or trains something else than was asked for
-  warning   known to cost quality, and published recipes avoid it
-  note      unlike published practice, or without effect; may well be meant
-
-exit codes:
-  0   nothing found, or notes only
-  1   errors or warnings; with --strict notes as well
-  2   the config cannot be read, or arguments are wrong (a message says what)
-
-examples:
-  lit-opt check --config llm
-  lit-opt check --config mine.yaml --setting vit/finetune
-  lit-opt check --config mine.yaml --trainer.max_steps=500 --format json
-  lit-opt check --config mine.yaml --strict              in CI
-
-In Python, with the real Trainer: Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""
-
-
 class _Parser(argparse.ArgumentParser):
     """argparse with one message instead of a page of usage."""
 
@@ -221,13 +198,10 @@ def explain(args: list[str]) -> int:
 
 def check(args: list[str]) -> int:
     """What is misconfigured in a config."""
-    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", CHECK_EXAMPLES)
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
-    parser.add_argument(
-        "--setting", metavar="X", help="llm, vit, cnn, diffusion, ... or llm/finetune; a recipe says it itself"
-    )
-    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
-    parser.add_argument("--strict", action="store_true", help="notes count as findings")
+    from lit_opt.commands.check_options import EXAMPLES, add_options
+
+    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", EXAMPLES)
+    add_options(parser, _one_of)
     given, rest = parser.parse_known_args(args)
     if given.config is not None:
         rest = ["--config", given.config, *rest]
