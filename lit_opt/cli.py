@@ -11,7 +11,6 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lit_opt.commands.texts import (
-    CHECK_EXAMPLES,
     CHOOSE_EXAMPLES,
     EXPLAIN_EXAMPLES,
     EXPORT_EXAMPLES,
@@ -162,13 +161,10 @@ def explain(args: list[str]) -> int:
 
 def check(args: list[str]) -> int:
     """What is misconfigured in a config."""
-    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", CHECK_EXAMPLES)
-    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
-    parser.add_argument(
-        "--setting", metavar="X", help="llm, vit, cnn, diffusion, ... or llm/finetune; a recipe says it itself"
-    )
-    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
-    parser.add_argument("--strict", action="store_true", help="notes count as findings")
+    from lit_opt.commands.check_options import EXAMPLES, add_options
+
+    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", EXAMPLES)
+    add_options(parser, _one_of)
     given, rest = parser.parse_known_args(args)
     if given.config is not None:
         rest = ["--config", given.config, *rest]

@@ -70,25 +70,3 @@ EXPORT_EXAMPLES = """\
 examples:
   lit-opt export-ema last.ckpt weights.pt
   lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
-
-CHECK_EXAMPLES = """\
-The config is that of `lit-opt fit`, with or without a `recipe:` section; a model with its own configure_optimizers is
-judged as well. No Trainer is built and no device is used, so a config for eight GPUs can be checked on a laptop.
-
-levels:
-  error     the run breaks, or trains something else than was asked for
-  warning   known to cost quality, and published recipes avoid it
-  note      unlike published practice, or without effect; may well be meant
-
-exit codes:
-  0   nothing found, or notes only
-  1   errors or warnings; with --strict notes as well
-  2   the config cannot be read, or arguments are wrong (a message says what)
-
-examples:
-  lit-opt check --config llm
-  lit-opt check --config mine.yaml --setting vit/finetune
-  lit-opt check --config mine.yaml --trainer.max_steps=500 --format json
-  lit-opt check --config mine.yaml --strict              in CI
-
-In Python, with the real Trainer: Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from lit_opt.callbacks.ema import EMA
+from lit_opt.callbacks.optimizers_averages import OptimizersAverages
 from lit_opt.preflight.evidence import Averaging
 from lit_opt.preflight.source import Code
 
@@ -32,7 +33,9 @@ def find_averages(callbacks: Sequence[Any], module: nn.Module, code: Code) -> tu
     found = []
     for callback in callbacks:
         ours = callback if isinstance(callback, EMA) else getattr(callback, "ema", None)
-        if isinstance(ours, EMA):
+        if isinstance(ours, OptimizersAverages):
+            found.append(Averaging(what="the optimizer's own averages", evaluated=True))
+        elif isinstance(ours, EMA):
             who = "EMA" if ours is callback else type(callback).__name__
             what = f"{who}({'decay' if ours is callback else 'ema'}={ours.decay:g})"
             found.append(

@@ -17,7 +17,7 @@ from lit_opt.param_groups.snapshot import ParamInfo
 from lit_opt.preflight.averages import find_averages
 from lit_opt.preflight.curve import Curve, constant, play
 from lit_opt.preflight.evidence import Evidence, Group, TrainerSettings
-from lit_opt.preflight.methods import ADAMW, Method, method_of, scale_of
+from lit_opt.preflight.methods import ADAMW, Method, method_of, scale_of, unwrap
 from lit_opt.preflight.schedulers import is_timm
 from lit_opt.preflight.source import Code, read_code
 from lit_opt.recipes import get_recipe
@@ -230,7 +230,7 @@ def _is_taken(optimizer: Any, p: torch.Tensor, shape: Sequence[int]) -> bool:
     said = optimizer.state.get(p, {}).get("use_muon")
     if isinstance(said, bool | int):
         return bool(said)
-    if type(optimizer).__module__.startswith("timm."):
+    if type(unwrap(optimizer)).__module__.startswith("timm."):
         # timm.optim.muon._is_suitable_for_muon: at least two sides that are not 1, each 4 or more, 128 : 1 at most.
         sides = [n for n in shape if n > 1]
         if len(sides) < 2 or shape[0] == 1:

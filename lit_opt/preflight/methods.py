@@ -56,8 +56,6 @@ _ADAM_DECOUPLED = (
     "fusedadam",
     "deepspeedcpuadam",
     "skipstepadamw",
-    "adamwschedulefree",
-    "stableadamw",
 )
 _KNOWN: dict[str, Method] = {
     **{name: Method(name=name.removesuffix("legacy"), kind="adam", decay="l2") for name in _ADAM_L2},
@@ -71,6 +69,11 @@ _KNOWN: dict[str, Method] = {
     "adagrad": Method(name="adagrad", decay="l2"),
     "adadelta": Method(name="adadelta", decay="l2"),
     "adabelief": Method(name="adabelief", kind="adam", decay="decoupled"),
+    "stableadamw": Method(name="stableadamw", kind="adam", decay="decoupled"),
+    "adamwschedulefree": Method(name="schedule_free_adamw", kind="adam", decay="decoupled"),
+    "sgdschedulefree": Method(name="schedule_free_sgd", kind="sgd", decay="decoupled"),
+    "radamschedulefree": Method(name="schedule_free_radam", kind="adam", decay="decoupled"),
+    "adabound": Method(name="adabound", kind="adam", decay="decoupled"),
     "lion": Method(name="lion", decay="decoupled"),
     "soap": Method(name="soap", decay="decoupled"),
     "adafactor": Method(name="adafactor", kind="factored", decay="decoupled"),
@@ -102,7 +105,7 @@ def unwrap(optimizer: Any) -> Any:
         inner = next(
             (
                 found
-                for name in ("base_optimizer", "_base_optimizer", "optim", "optimizer")
+                for name in ("base", "base_optimizer", "_base_optimizer", "optim", "optimizer")
                 if isinstance(found := getattr(optimizer, name, None), torch.optim.Optimizer)
             ),
             None,
@@ -152,7 +155,7 @@ def method_of(optimizer: Any, group: Mapping[str, Any]) -> Method:
     if found.kind == "adam" and (
         group.get("decoupled_weight_decay") or getattr(inner, "decoupled_weight_decay", False)
     ):
-        return replace(found, name="adamw" if found.name == "adam" else found.name, decay="decoupled")
+        found = replace(found, name="adamw" if found.name == "adam" else found.name, decay="decoupled")
     return replace(found, clips=_clips(found, {**group}))
 
 
@@ -166,6 +169,8 @@ def _clips(method: Method, group: Mapping[str, Any]) -> str:
         return f"max_grad_norm={limit:g} limits the global norm inside step()"
     if method.name == "lars":
         return "the trust ratio divides by the gradient's norm, so its length does not matter"
+    if method.name == "stableadamw":
+        return "its update is limited to an RMS of 1"
     if method.kind == "factored" and method.name == "adafactor":
         limit = group.get("clip_threshold", group.get("d", 1.0))
         return f"its update is limited to an RMS of {limit:g}" if limit and math.isfinite(limit) else ""

@@ -59,6 +59,19 @@ def test_decay_on_norms_is_a_note_where_practice_is_divided(setting, decay):
     assert "4 norm gains, 13 biases" in found.message
 
 
+def test_decay_on_biases_alone_is_a_note():
+    """SegFormer excludes norms by name, and decays biases."""
+    module = ViT()
+    named = list(module.named_parameters())
+    excluded = {n for n, _ in named if "norm" in n or n in module.no_weight_decay()}
+    groups = [
+        {"params": [p for n, p in named if n not in excluded], "weight_decay": 0.05},
+        {"params": [p for n, p in named if n in excluded], "weight_decay": 0.0},
+    ]
+    found = the(vit(module=module, groups=groups), "decay-on-norms")
+    assert found.level == "note" and "14 biases" in found.message
+
+
 def test_decay_on_norms_is_a_note_in_small_l2_units():
     module = CNN()
     groups = [{"params": list(module.parameters()), "weight_decay": 1e-4}]

@@ -9,6 +9,7 @@ import torch
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch import nn
 from torch.optim import lr_scheduler as lrs
+from torch.utils.data import DataLoader
 
 import lit_opt
 from lit_opt import EMA, Recipe, RecipeCheck
@@ -16,7 +17,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.preflight.check import Report
 from lit_opt.preflight.check_report import problems, report_json, report_text
 from lit_opt.preflight.trainer_evidence import evidence_of_trainer
-from tests.callbacks.modules import Manual, Net, OwnSGD, fit, loader
+from tests.callbacks.modules import Endless, Manual, Net, OwnSGD, fit, loader
 from tests.preflight.setups import ids, llm, the
 
 
@@ -200,6 +201,14 @@ def test_gradient_accumulation_that_changes():
         Own(lambda o: lrs.CosineAnnealingLR(o, T_max=12)), GradientAccumulationScheduler({0: 1, 1: 2}), max_epochs=2
     )
     assert "horizon-mismatch" not in ids(report)
+
+
+def test_data_without_a_length():
+    """The horizon is unknown: the rates are judged, the run's length is not."""
+    report = checked(Own(lambda o: lrs.CosineAnnealingLR(o, T_max=100)), data=DataLoader(Endless(), 4), max_epochs=1)
+    reasons = {item.reason: item for item in report.unjudged}
+    horizon = reasons["the optimizer steps of the run are not known"]
+    assert "a warmup longer than the run" in horizon.checks and "max_steps" in horizon.remedy
 
 
 def test_a_smoke_run_does_not_judge_the_horizon():

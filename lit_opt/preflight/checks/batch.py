@@ -19,6 +19,8 @@ def _not_scaled(e: Evidence) -> Iterator[Finding]:
     group, batch = e.largest("adam", "sgd"), e.facts.global_batch
     if group is None or batch is None or group.lr <= 0:
         return
+    if any(other.method.kind == "matrix" for other in e.groups):
+        return  # what stands beside a matrix method has rates of its own
     row = e.row(group.method)
     rule = batch_rule(e.spec, row)
     own = row.settings.get(e.key) if row is not None else None

@@ -50,7 +50,8 @@ def _decay_on_norms(e: Evidence) -> Iterator[Finding]:
     divided = e.base in ("llm", "vlm", "diffusion") or e.finetunes
     yield Finding(
         id="decay-on-norms",
-        level="note" if tiny or (divided and not spared) else "warning",
+        # SegFormer and others exclude norms by name and decay biases; nobody has shown harm from that.
+        level="note" if tiny or (divided and not spared) or set(roles) == {"bias"} else "warning",
         message=f"Weight decay acts on {what}"
         + (f", although {tensors(len(spared))} of these kinds are excluded from it." if spared else "."),
         evidence=f"weight_decay {' and '.join(f'{d:g}' for d in decays)} on {tensors(len(found))}, such as "
