@@ -155,9 +155,11 @@ def run(workload: str, arm: str, seed: int) -> dict[str, Any]:
     cpu = time.process_time()
     trainer.fit(module, datamodule=data)
     seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    value = trainer.validate(module, datamodule=data, verbose=False)[0][metric]
+    found = trainer.validate(module, datamodule=data, verbose=False)[0]
+    value = found[metric]
     return {
         "workload": workload, "arm": arm, "seed": seed, "metric": metric, "value": value,
+        "others": {key: round(number, 4) for key, number in found.items() if key != metric},
         "steps": trainer.global_step, "seconds": round(seconds, 1), "cpu_seconds": round(cpu, 1),
         "parameters": sum(p.numel() for p in module.parameters()), "torch": torch.__version__,
     }  # fmt: skip

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from lit_opt.callbacks.ema import EMA as EMA
     from lit_opt.callbacks.monitor import OptimizerMonitor as OptimizerMonitor
     from lit_opt.callbacks.recipe import Recipe as Recipe
+    from lit_opt.preflight.recipe_check import RecipeCheck as RecipeCheck
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
     from lit_opt.recipes.schema import EMASpec as EMASpec
@@ -26,6 +27,7 @@ _LAZY = {
     "EMA": "lit_opt.callbacks.ema",
     "OptimizerMonitor": "lit_opt.callbacks.monitor",
     "Recipe": "lit_opt.callbacks.recipe",
+    "RecipeCheck": "lit_opt.preflight.recipe_check",
     "ClipSpec": "lit_opt.recipes.schema",
     "DecaySpec": "lit_opt.recipes.schema",
     "EMASpec": "lit_opt.recipes.schema",

@@ -10,74 +10,18 @@ import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lit_opt.commands.help_texts import (
+    CHECK_EXAMPLES,
+    CHOOSE_EXAMPLES,
+    EXPLAIN_EXAMPLES,
+    EXPORT_EXAMPLES,
+    HELP,
+    LIST_EXAMPLES,
+    NEW_EXAMPLES,
+)
 from lit_opt.errors import RecipeError, nearest
 
-HELP = """\
-lit-opt: optimizer recipes for PyTorch Lightning.
-
-Look:
-  lit-opt list                    recipes and optimizers
-  lit-opt explain llm             each value: number, range, practice, source
-  lit-opt explain llm --lr 1e-3   your value beside the recipe's
-  lit-opt explain adamw           an optimizer: rule, keywords, published values
-
-Train, with a YAML file or the name of a shipped one:
-  lit-opt fit --config llm        a small language model, in about two minutes
-  lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
-  lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
-  lit-opt validate | test | predict     the same config, without training
-
-Begin:
-  lit-opt choose --config mine.yaml   which recipe fits this model, and why
-  lit-opt new                     starter projects, a line each
-  lit-opt new llm my-project      write one: model, data, config, test, README
-
-Keep:
-  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
-
-In Python, one line:
-  Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
-
-`lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 2 something to mend (a message says what), 130 interrupted.
-
-Shipped: {configs}"""
-
-EXPLAIN_EXAMPLES = """\
-examples:
-  lit-opt explain cnn --batch-size 1024 --total-steps 9000
-  lit-opt explain llm --parameters 124000000 --batch-tokens 524288
-  lit-opt explain llm --optimizer adamw --lr 1e-3 --weight-decay 0.05
-  lit-opt explain vit --format yaml > recipe.yaml     a section for your own config
-  lit-opt explain lamb                                an optimizer"""
-
-LIST_EXAMPLES = """\
-examples:
-  lit-opt list
-  lit-opt list | grep vit             piped: one line each
-  lit-opt list --format json"""
-
 FIT_VERBS = ("fit", "validate", "test", "predict")
-
-
-CHOOSE_EXAMPLES = """\
-All other arguments are those of `lit-opt fit`; the config needs no recipe. When it is not sure, it says so.
-
-examples:
-  lit-opt choose --config mine.yaml
-  lit-opt choose --model=my_package.MyModel --data=my_package.MyData --trainer.max_steps=10000
-  lit-opt choose --config mine.yaml --format json"""
-
-NEW_EXAMPLES = """\
-examples:
-  lit-opt new                       the settings, a line each
-  lit-opt new cnn my-project        write model.py, data.py, config.yaml, train.py, a test and a README
-  cd my-project && lit-opt fit --config config.yaml"""
-
-EXPORT_EXAMPLES = """\
-examples:
-  lit-opt export-ema last.ckpt weights.pt
-  lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -121,6 +65,7 @@ def _dispatch(args: list[str]) -> int:
         "list": list_,
         "explain": explain,
         "choose": choose,
+        "check": check,
         "new": new,
         "export-ema": export_ema,
     }
@@ -212,6 +157,31 @@ def explain(args: list[str]) -> int:
     else:
         _show(output, width=None if sys.stdout.isatty() else 100)
     return 0
+
+
+def check(args: list[str]) -> int:
+    """What is misconfigured in a config."""
+    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", CHECK_EXAMPLES)
+    parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
+    parser.add_argument(
+        "--setting", metavar="X", help="llm, vit, cnn, diffusion, ... or llm/finetune; a recipe says it itself"
+    )
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    parser.add_argument("--strict", action="store_true", help="notes count as findings")
+    given, rest = parser.parse_known_args(args)
+    if given.config is not None:
+        rest = ["--config", given.config, *rest]
+    if not rest:
+        raise RecipeError(["config: nothing to check. Give --config NAME_OR_FILE; see `lit-opt check --help`."])
+    from lit_opt.commands.check import check_config  # torch and lightning: seconds
+    from lit_opt.preflight.check_report import renderables, report_json
+
+    report, notes = check_config(rest, given.setting)
+    if given.format == "json":
+        print(report_json(report))
+    else:
+        _show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
+    return int(report.worst in ("error", "warning") or (given.strict and bool(report.worst)))
 
 
 def choose(args: list[str]) -> int:

@@ -12,7 +12,8 @@ from torch.optim import Optimizer
 from lit_opt.callbacks.facts import is_flattened
 from lit_opt.callbacks.lr_scheduler import RecipeLR
 from lit_opt.errors import RecipeError
-from lit_opt.optim import build, get_row
+from lit_opt.optim import build
+from lit_opt.optim.registry import row_of
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
@@ -72,7 +73,9 @@ def configure_run(
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
         # the module's own method (Lightning#21435).
         optimizer._step_supports_amp_scaling = False  # type: ignore[attr-defined]
-    options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    state = {"params", *(row.group_state if row else ())}
+    options = [{k: v for k, v in g.items() if k not in state} for g in optimizer.param_groups]
     assert resolved.schedule is not None
     return Configured(
         resolved=resolved,
@@ -99,7 +102,7 @@ def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
         >>> from lit_opt.resolve import preview
         >>> refuse_shards(preview(get_recipe("llm")), "flat shards")
     """
-    if isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix:
+    if isinstance(resolved.optimizer, str) and row_of(resolved.optimizer, resolved.hyperparameters).matrix:
         raise RecipeError(
             [
                 f"optimizer: {resolved.optimizer} orthogonalises whole matrices, and this strategy makes them {where}, in "
@@ -110,7 +113,7 @@ def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
 
 def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str]) -> Optimizer:
     if isinstance(resolved.optimizer, str):
-        if "stack" in get_row(resolved.optimizer).group_options:
+        if "stack" in row_of(resolved.optimizer, resolved.hyperparameters).group_options:
             # Stacks are found by name.
             param_groups = [
                 group | {"params": [(name_of[id(p)], p) for p in group["params"]]} for group in param_groups

@@ -103,6 +103,12 @@ def fsdp1_root(trainer: Any) -> Any:
     return model if type(model).__name__ == "FullyShardedDataParallel" else None
 
 
+def largest_accumulation(trainer: Any) -> int:
+    """Batches an optimizer step, the most of any epoch."""
+    scheduler = _accumulation_scheduler(trainer)
+    return max(scheduler.scheduling.values()) if scheduler else int(trainer.accumulate_grad_batches)
+
+
 def _accumulation_scheduler(trainer: Any) -> Any:
     return next((c for c in trainer.callbacks if type(c).__name__ == "GradientAccumulationScheduler"), None)
 

@@ -8,8 +8,11 @@ from typing import Any
 from lightning.pytorch.callbacks import Callback
 
 from lit_opt.callbacks.ema import EMA
+from lit_opt.callbacks.optimizers_averages import OptimizersAverages
 from lit_opt.errors import RecipeError
+from lit_opt.optim.registry import row_of
 from lit_opt.recipes.schema import EMASpec
+from lit_opt.resolve.resolved import ResolvedRecipe
 
 
 class OwnsEMA(Callback):
@@ -19,6 +22,17 @@ class OwnsEMA(Callback):
     """
 
     ema: EMA | None = None
+
+    @staticmethod
+    def averaging(planned: ResolvedRecipe) -> EMA | None:
+        """The averages of a recipe: those of its optimizer, or an EMA, or none.
+
+        Args:
+            planned: The recipe, with or without the facts of the run.
+        """
+        if isinstance(planned.optimizer, str) and row_of(planned.optimizer, planned.hyperparameters).averages_itself:
+            return OptimizersAverages()
+        return EMA(**asdict(planned.ema)) if planned.ema is not None else None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse what cannot be averaged; patch the module's checkpoint hooks."""
@@ -79,6 +93,8 @@ class OwnsEMA(Callback):
         Raises:
             RecipeError: One of the two averages and the other does not; that is decided before a checkpoint is read.
         """
+        if spec is None and isinstance(self.ema, OptimizersAverages):
+            return
         if (spec is None) != (self.ema is None):
             have, give = (
                 ("averages weights", "ema=True") if spec is not None else ("does not average weights", "ema=False")

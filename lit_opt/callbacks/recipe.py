@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from typing import Any, Literal
 
 from torch import Tensor, nn
@@ -12,9 +11,9 @@ from lit_opt import recipes
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.ema import EMA
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.callbacks.matrix import refuse_exact, share_work
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.session import Session
@@ -134,8 +133,7 @@ class Recipe(OwnsEMA):
         self.on_resume = on_resume
         self.run: Configured | None = None
         self._session: Session | None = None
-        averaging = preview(self.spec, self.overrides).ema
-        self.ema = EMA(**asdict(averaging)) if averaging is not None else None
+        self.ema = self.averaging(preview(self.spec, self.overrides))
 
     def __repr__(self) -> str:
         return f"Recipe({self.spec.name!r})"
@@ -156,12 +154,6 @@ class Recipe(OwnsEMA):
     def scheduler(self) -> RecipeLR | None:
         """The learning-rate scheduler of the current or last run."""
         return self.run.scheduler if self.run else None
-
-    @property
-    def clipping(self) -> tuple[ClipSpec, Any] | None:
-        """During `fit`: how it clips, and the norm of the last step's gradients before that; None where it does not."""
-        session = self._session
-        return (session.clip, session.norm) if session is not None and session.clip is not None else None
 
     # ---- public ways besides Trainer(callbacks=[...])
 
@@ -198,9 +190,10 @@ class Recipe(OwnsEMA):
                 ]
             )
         snapshot = snapshot_parameters(module)
-        self.run = configure_run(
-            self.spec, self.overrides, run_facts(trainer, snapshot.parameter_count), snapshot, module
-        )
+        facts = run_facts(trainer, snapshot.parameter_count)
+        self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
+        refuse_exact(self.run.resolved, trainer, module)
+        share_work(self.run.optimizer, trainer, module)
         return {
             "optimizer": self.run.optimizer,
             "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
@@ -293,6 +286,11 @@ class Recipe(OwnsEMA):
         assert self._session is not None
         self._session.epoch_start()
         super().on_train_epoch_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Say what a matrix optimizer costs, before the first step."""
+        assert self._session is not None
+        self._session.batch_start(batch)
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""

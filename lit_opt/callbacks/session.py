@@ -12,10 +12,13 @@ from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
 from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
+from lit_opt.callbacks.matrix import cost_line, refuse_exact, share_work
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
+from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
+from lit_opt.optim import get_row
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
@@ -49,15 +52,17 @@ class Session:
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
         self._unscaling: list[Any] = []
-        self._clips = self._clips_itself = self._started = False
+        self._clips = self._clips_itself = self._started = self._seen_batch = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
         self._refuse(own)
         shards = flat_shards(trainer)
-        if shards and not (own and recipe.existing == "keep"):
-            refuse_shards(self.planned, shards)
-        self.keeps_theirs = own and recipe.existing == "keep"
+        self.keeps_theirs = self._keeps_theirs(own)
+        if not self.keeps_theirs:
+            if shards:
+                refuse_shards(self.planned, shards)
+            refuse_exact(self.planned, trainer, module)
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -67,6 +72,9 @@ class Session:
             )
 
     # ---- before the run
+
+    def _keeps_theirs(self, own: bool) -> bool:
+        return own and self.recipe.existing == "keep"
 
     def _refuse(self, own: bool) -> None:
         problems = []
@@ -101,6 +109,9 @@ class Session:
                     f"({self.clip.limit:g}) is off."
                 )
                 self.clip, self._clips_itself = None, True
+        optimizer = self.planned.optimizer
+        if isinstance(optimizer, str) and get_row(optimizer).needs_closure and not self._keeps_theirs(own):
+            problems += two_pass_problems(optimizer, self.trainer, self.module)
         if problems:
             raise RecipeError(problems)
 
@@ -163,6 +174,9 @@ class Session:
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
         self.recipe.run = run
+        prepare_two_passes(run.optimizer, self.trainer, self.module)
+        refuse_exact(run.resolved, self.trainer, self.module)
+        share_work(run.optimizer, self.trainer, self.module)
         if theirs is not None:
             run.resolved = resume.named_as_checkpoints(run.resolved)
             if not self._clips_itself:
@@ -249,6 +263,14 @@ class Session:
                 group.update(options)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
+
+    def batch_start(self, batch: Any) -> None:
+        """Say once what the orthogonalisation of a matrix optimizer costs, as soon as a batch is seen."""
+        if self.run is not None and not self._seen_batch:
+            line = cost_line(self.run.optimizer, self.run.resolved, batch, self.trainer.accumulate_grad_batches)
+            if line:
+                rank_zero_info(line)
+        self._seen_batch = True
 
     def epoch_start(self) -> None:
         """Continue the random states and the order of the batches at the start of an epoch."""

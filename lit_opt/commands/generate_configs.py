@@ -6,6 +6,7 @@ One YAML a recipe: the workload it is shown on, and every value of the recipe as
 from __future__ import annotations
 
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -31,6 +32,7 @@ class Workload:
         facts: What is known of the run; a test compares them with a real one. They decide which learning rate
             the config shows.
         labelled: Recipe field -> (value, reason): values that differ from the recipe for this workload.
+        base: Config whose checkpoint a fine-tuning starts from.
     """
 
     about: str
@@ -43,6 +45,7 @@ class Workload:
     model_args: Mapping[str, Any] = field(default_factory=dict)
     data_args: Mapping[str, Any] = field(default_factory=dict)
     labelled: Mapping[str, tuple[Any, str]] = field(default_factory=dict)
+    base: str = ""
 
 
 _TEXT = Workload(
@@ -159,14 +162,21 @@ _LARGE = Workload(
 )
 
 
-def _unlabelled(work: Workload, about: str = "") -> Workload:
+def _unlabelled(work: Workload) -> Workload:
     """The workload of another recipe, whose own values are kept."""
-    return replace(work, labelled={}, about=about or work.about)
+    return replace(work, labelled={})
 
 
-_YOUR_WEIGHTS = "Here from scratch, to show that it runs: put your own pretrained model and data in their place."
+def _finetune(work: Workload, base: str, **model_args: Any) -> Workload:
+    """The workload of the base, from its checkpoint; without one from scratch, which shows that it runs."""
+    about = (
+        f"{work.about} Starts from a checkpoint of {base}; without --model.weights from random weights, to try it out."
+    )
+    facts = replace(work.facts, parameter_count=None)  # what is trained is another number, and no rate depends on it
+    return replace(work, labelled={}, about=about, base=base, facts=facts, model_args={**work.model_args, **model_args})
 
-# Config -> (recipe, workload). A new recipe adds a row. llm/lora has none: no workload here has adapters.
+
+# Config -> (recipe, workload). A new recipe adds a row.
 TABLE: dict[str, tuple[str, Workload]] = {
     "llm": ("llm", _TEXT),
     "llm/muon": ("llm/muon", _unlabelled(_TEXT)),
@@ -177,9 +187,10 @@ TABLE: dict[str, tuple[str, Workload]] = {
     "vit": ("vit", _VIT),
     "vit/muon": ("vit/muon", _unlabelled(_VIT)),
     "vlm": ("vlm", _CAPTIONS),
-    "llm/finetune": ("llm/finetune", _unlabelled(_TEXT, _YOUR_WEIGHTS)),
-    "vit/finetune": ("vit/finetune", _unlabelled(_VIT, _YOUR_WEIGHTS)),
-    "diffusion/finetune": ("diffusion/finetune", _unlabelled(_DIFFUSION, _YOUR_WEIGHTS)),
+    "llm/finetune": ("llm/finetune", _finetune(_TEXT, "llm")),
+    "llm/lora": ("llm/lora", _finetune(_TEXT, "llm", lora_rank=8)),
+    "vit/finetune": ("vit/finetune", _finetune(_VIT, "vit")),
+    "diffusion/finetune": ("diffusion/finetune", _finetune(_DIFFUSION, "diffusion")),
     "large_batch/lars": ("large_batch/lars", _LARGE),
     "large_batch/lamb": ("large_batch/lamb", _LARGE),
     "large_batch/control": ("large_batch/control", _LARGE),
@@ -196,7 +207,7 @@ def config_text(name: str) -> str:
     """
     recipe, work = TABLE[name]
     written = "Written by `python -m lit_opt.commands.generate_configs`; copy it to change it."
-    return workload_config(recipe, work, about=[work.about, written], config=name, run=name)
+    return workload_config(recipe, work, about=[*textwrap.wrap(work.about, 115), written], config=name, run=name)
 
 
 def workload_config(recipe: str, work: Workload, *, about: Sequence[str], config: str, run: str) -> str:
@@ -216,6 +227,7 @@ def workload_config(recipe: str, work: Workload, *, about: Sequence[str], config
         "#",
         f"#   lit-opt fit --config {config}",
         f"#   lit-opt fit --config {config} --recipe.lr=1e-3 --trainer.max_steps=100",
+        *([f"#   lit-opt fit --config {config} --model.weights=PATH/last.ckpt"] if work.base else []),
         "",
         "seed_everything: 0",
         "",

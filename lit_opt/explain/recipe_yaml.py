@@ -33,7 +33,8 @@ _UNSET = {
     "total_steps": "horizon in optimizer steps, where the Trainer does not know it",
     "optimizer_kwargs": "the optimizer's other keywords",
     "fallback": "lr, betas, weight_decay of what a matrix optimizer leaves to AdamW",
-    "groups": 'rules by parameter name, such as [{match: "*.head.*", lr_scale: 0.1}]; the first that matches wins',
+    "groups": 'rules by parameter name, such as [{match: "*.head.*", lr_scale: 0.1}]; the first that matches wins. '
+    "Matrix optimizers: split_sizes (qkv, or the outputs of each part) and num_heads split a fused weight",
     "layer_decay": "learning-rate factor per layer below the head, such as 0.75; null is off",
     "parts": 'where a model\'s parts lie, such as {projector: "*.bridge.*"}, for recipes with a rate for each (vlm)',
 }

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_opt.optim.matrix.scale import FORMULAS, UNITS, update_rms
-from lit_opt.optim.registry import get_row
+from lit_opt.optim.registry import row_of
 from lit_opt.recipes.schema import RecipeSpec, Value
 from lit_opt.resolve import preview
 from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
@@ -86,7 +86,11 @@ def explain(spec: RecipeSpec, overrides: Mapping[str, Any] | None = None, facts:
 
 def _optimizer(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     section, p = "Optimizer", resolved.provenance
-    rule = (f"update: {get_row(resolved.optimizer).rule}",) if isinstance(resolved.optimizer, str) else ()
+    rule = (
+        (f"update: {row_of(resolved.optimizer, resolved.hyperparameters).rule}",)
+        if isinstance(resolved.optimizer, str)
+        else ()
+    )
     yield _entry(section, "optimizer", p["optimizer"], spec.optimizer, number=resolved.optimizer_name, notes=rule)
     for key in resolved.hyperparameters:
         name = key if key in ("betas", "momentum") else f"optimizer_kwargs.{key}"
@@ -201,7 +205,7 @@ def shrink_note(resolved: ResolvedRecipe) -> str:
         >>> shrink_note(preview(get_recipe("llm")))
         'at the peak lr x wd = 3e-5 of a weight a step; half of it in 23,105 steps'
     """
-    row = get_row(resolved.optimizer) if isinstance(resolved.optimizer, str) else None
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
     unit = next((setting.weight_decay.unit for setting in row.settings.values()), "") if row else ""
     momentum = resolved.hyperparameters.get("momentum")
     if resolved.weight_decay <= 0:
@@ -255,7 +259,7 @@ def _up_to(limit: float, unit: str) -> str:
 def _default_source(resolved: ResolvedRecipe, p: Provenance) -> str:
     if p.value is not None or not isinstance(resolved.optimizer, str):
         return ""
-    row = get_row(resolved.optimizer)
+    row = row_of(resolved.optimizer, resolved.hyperparameters)
     return f"default of {row.name} ({row.provider})"
 
 

@@ -8,22 +8,30 @@ from typing import TYPE_CHECKING
 from lit_opt.optim.registry import get_row, list_optimizers
 
 if TYPE_CHECKING:
+    from lit_opt.optim.adafactor import Adafactor as Adafactor
     from lit_opt.optim.factory import build as build
+    from lit_opt.optim.lookahead import Lookahead as Lookahead
     from lit_opt.optim.matrix.mars_m import MarsM as MarsM
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
     from lit_opt.optim.matrix.teon import Teon as Teon
+    from lit_opt.optim.sam import ASAM as ASAM
+    from lit_opt.optim.sam import SAM as SAM
 
 # No module of this package may be called like a public function: importing it would replace the function.
 _LAZY = {
     "build": "lit_opt.optim.factory",
+    "Adafactor": "lit_opt.optim.adafactor",
+    "ASAM": "lit_opt.optim.sam",
+    "Lookahead": "lit_opt.optim.lookahead",
+    "SAM": "lit_opt.optim.sam",
     "Muon": "lit_opt.optim.matrix.muon",
     "NorMuon": "lit_opt.optim.matrix.normuon",
     "MarsM": "lit_opt.optim.matrix.mars_m",
     "Teon": "lit_opt.optim.matrix.teon",
 }
 
-__all__ = ["MarsM", "Muon", "NorMuon", "Teon", "build", "get_row", "list_optimizers"]
+__all__ = [*sorted(_LAZY), "get_row", "list_optimizers"]
 
 
 def __getattr__(name: str) -> object:

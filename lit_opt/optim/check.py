@@ -21,6 +21,13 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "betas": (0.0, 1.0),
     "beta2": (0.0, 1.0),
     "gamma": (0.0, math.inf),
+    "rho": (0.0, math.inf),
+    "eta": (0.0, math.inf),
+    "k": (1.0, math.inf),
+    "alpha": (0.0, 1.0),
+    "final_lr": (0.0, math.inf),
+    "initial_accumulator_value": (0.0, math.inf),
+    "d": (0.0, math.inf),
 }
 
 

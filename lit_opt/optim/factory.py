@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
 from lit_opt.optim.implementation import choose_implementation, keep_implementation
 from lit_opt.optim.matrix.scale import check_units
-from lit_opt.optim.registry import get_row
+from lit_opt.optim.registry import get_row, row_of
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 
 Params = Iterable[Tensor] | Iterable[tuple[str, Tensor]] | Iterable[Mapping[str, Any]]
@@ -66,7 +66,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
         >>> [(g["name"], g["weight_decay"], g["algorithm"]) for g in optimizer.param_groups]
         [('decay', 0.1, 'adamw'), ('no_decay', 0.0, 'adamw')]
     """
-    row = get_row(name)
+    row = row_of(name, hyperparameters)
     extras, problems = _extras(row, hyperparameters)
     values, value_problems = check_hyperparameters(row, {k: v for k, v in hyperparameters.items() if k not in extras})
     groups, group_problems = _groups(row, params)
@@ -98,19 +98,46 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     # Groups that are added later need some default; without a common one it is the first group's.
     defaults.setdefault("lr", (own or groups)[0][1].get("lr"))
     nesterov = bool(row.fixed.get("nesterov")) or any((defaults | group).get("nesterov") for _, group in groups)
-    tensors = [tensor for _, group in groups for tensor in _tensors(group)]
-    factory = _load(row)
-    options = (
-        defaults
-        | extras
-        | dict(row.fixed)
-        | dict(row.decayed_group)
-        | choose_implementation(row, tensors, nesterov=nesterov)
-    )
-    optimizer = factory([group for _, group in groups], **options)
+    if row.wraps:
+        return _wrapped(row, [group for _, group in groups], defaults, extras, nesterov)
+    return _constructed(row, [group for _, group in groups], defaults | extras, nesterov)
+
+
+def _constructed(
+    row: OptimizerRow, groups: list[dict[str, Any]], options: Mapping[str, Any], nesterov: bool
+) -> Optimizer:
+    tensors = [tensor for group in groups for tensor in _tensors(group)]
+    options = {
+        **options,
+        **row.fixed,
+        **row.decayed_group,
+        **choose_implementation(row, tensors, nesterov=nesterov),
+    }
+    optimizer = _load(row)(groups, **options)
     # add_param_group fills in what a group lacks from here.
     optimizer.defaults["algorithm"] = row.name
     keep_implementation(optimizer)
+    return optimizer
+
+
+def _wrapped(
+    row: OptimizerRow,
+    groups: list[dict[str, Any]],
+    defaults: Mapping[str, Any],
+    extras: Mapping[str, Any],
+    nesterov: bool,
+) -> Optimizer:
+    """The base with its own name in the groups, then the optimizer around it with the other."""
+    inside = get_row(defaults["base"])
+    for group in groups:
+        group["algorithm"] = inside.name if group["algorithm"] == row.name else group["algorithm"]
+    own = {key: value for key, value in defaults.items() if key not in inside.hyperparameters and key != "base"}
+    options = {key: value for key, value in defaults.items() if key in inside.hyperparameters}
+    optimizer = _load(row)(_constructed(inside, groups, {**options, **extras}, nesterov), **own)
+    for group in optimizer.param_groups:
+        group["algorithm"] = row.name if group["algorithm"] == inside.name else group["algorithm"]
+    if not inside.matrix:
+        optimizer.defaults["algorithm"] = row.name
     return optimizer
 
 
@@ -230,8 +257,17 @@ def _check_group(row: OptimizerRow, group: Mapping[str, Any], where: str) -> tup
     return clean, problems + found
 
 
-def _load(row: OptimizerRow) -> type[Optimizer]:
+def _load(row: OptimizerRow) -> Callable[..., Optimizer]:
     module, _, attribute = row.factory.partition(":")
-    factory = getattr(importlib.import_module(module), attribute)
-    assert isinstance(factory, type) and issubclass(factory, Optimizer)
+    try:
+        factory = getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as missing:
+        if not row.extra:
+            raise
+        raise RecipeError(
+            [
+                f"optimizer: {row.name} needs {missing.name}, which is not installed. Type: pip install 'lit-opt[{row.extra}]'."
+            ]
+        ) from missing
+    assert callable(factory)
     return factory

@@ -64,6 +64,14 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        extra: The extra of this package that brings the provider; "" where it is always there.
+        averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
+            rate stays constant after the warmup.
+        wraps: For an optimizer around another one: setting -> the base that it takes by default, "" for any other. What
+            the base has, it has as well; `registry.get_row` puts the two together.
+        own_values: For such a one, published values of its own keywords, in every setting of the base.
+        needs_closure: A step evaluates the model itself.
+        group_state: What the class counts in its groups: a resume keeps it, as all other state.
     """
 
     name: str
@@ -84,3 +92,9 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    extra: str = ""
+    averages_itself: bool = False
+    wraps: Mapping[str, str] = field(default_factory=dict)
+    own_values: Mapping[str, Value] = field(default_factory=dict)
+    needs_closure: bool = False
+    group_state: tuple[str, ...] = ()

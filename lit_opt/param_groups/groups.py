@@ -19,10 +19,18 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.optim.registry import get_row
+from lit_opt.optim.registry import row_of
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.parts import match_parts
-from lit_opt.param_groups.placement import ParamRow, Placed, match_rules, misplaced, place, rule_labels
+from lit_opt.param_groups.placement import (
+    ParamRow,
+    Placed,
+    match_rules,
+    misplaced,
+    place,
+    rule_labels,
+    unsplittable,
+)
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 from lit_opt.recipes import get_recipe
@@ -103,9 +111,10 @@ def group_parameters(
     problems += parts.problems
     notes = list(parts.notes)
     algorithm = resolved.optimizer if isinstance(resolved.optimizer, str) else resolved.optimizer.__name__
-    routed = isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    routed = row is not None and row.matrix
     if routed:
-        problems += misplaced(trainable, rules, algorithm)
+        problems += misplaced(trainable, rules, algorithm) or unsplittable(trainable, rules, algorithm)
     if resolved.trains == "adapters":
         adapter_notes, adapter_problems = check_adapters(snapshot, resolved.name)
         notes += adapter_notes
@@ -132,8 +141,13 @@ def group_parameters(
             f"{algorithm}: the module has no hidden matrix, so AdamW takes everything; a recipe without {algorithm} says "
             "the same in fewer words."
         )
-    shared = {"betas": resolved.fallback["betas"], "eps": resolved.fallback["eps"]} if routed else {}
-    return ParamGroups(snapshot, placed, notes, {"adamw": shared})
+    options: dict[tuple[str, bool], Mapping[str, Any]] = {}
+    if row is not None:  # a torch.optim.Optimizer class of the user's own has no row
+        options = {(row.name, True): row.decayed_group, (row.name, False): row.excluded_group}
+    if routed:
+        shared = {"betas": resolved.fallback["betas"], "eps": resolved.fallback["eps"]}
+        options |= {("adamw", decayed): shared for decayed in (True, False)}
+    return ParamGroups(snapshot, placed, notes, options)
 
 
 class ParamGroups:
@@ -147,7 +161,7 @@ class ParamGroups:
         snapshot: ParamSnapshot,
         placed: list[Placed],
         notes: Sequence[str] = (),
-        options: Mapping[str, Mapping[str, Any]] | None = None,
+        options: Mapping[tuple[str, bool], Mapping[str, Any]] | None = None,
     ) -> None:
         self.notes = tuple(notes)
         self._options = dict(options or {})
@@ -246,8 +260,7 @@ class ParamGroups:
                         "algorithm": row.algorithm,
                         "lr": row.lr,
                         "weight_decay": row.weight_decay,
-                        **_row_options(row.algorithm, members[0].decayed),
-                        **self._options.get(row.algorithm, {}),
+                        **self._options.get((row.algorithm, members[0].decayed), {}),
                         **dict(members[0].options),
                     }
                 )
@@ -317,11 +330,3 @@ def _resolved(recipe: str | RecipeSpec | ResolvedRecipe, snapshot: ParamSnapshot
     from lit_opt.resolve import RunFacts, preview
 
     return preview(spec, facts=RunFacts(parameter_count=snapshot.parameter_count))
-
-
-def _row_options(algorithm: str, decayed: bool) -> Mapping[str, Any]:
-    try:
-        row = get_row(algorithm)
-    except RecipeError:
-        return {}  # A torch.optim.Optimizer class of the user's own has no row.
-    return row.decayed_group if decayed else row.excluded_group

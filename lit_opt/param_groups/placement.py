@@ -161,8 +161,11 @@ def place(
             changes.append(f"weight decay {weight_decay:g}")
         if rule.algorithm is not None:
             changes.append(f"algorithm {algorithm}")
+        split = algorithm == method and (rule.split_sizes or rule.num_heads)
+        if routed and split:
+            changes.append(f"orthogonalised in {_blocks_in_words(info, rule)}")
         notes.append(f"your rule {rule.match!r}: {', '.join(changes) or 'a group of its own'}")
-    options = _matrix_options(info) if routed and algorithm == method else ()
+    options = _matrix_options(info, rule) if routed and algorithm == method else ()
     if routed:
         parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
     reason += ": decayed" if decayed else ": not decayed"
@@ -210,16 +213,71 @@ def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule)
     return f"{method}: {words} {rows} x {cols}"
 
 
-def _matrix_options(info: ParamInfo) -> tuple[tuple[str, Any], ...]:
+def unsplittable(trainable: Iterable[ParamInfo], rules: Mapping[str, tuple[int, GroupRule]], method: str) -> list[str]:
+    """One sentence for each matrix that a rule cannot split, and for each splitting rule that meets no matrix."""
+    problems: list[str] = []
+    meets: dict[int, tuple[GroupRule, bool]] = {}
+    for info in trainable:
+        index, rule = rules.get(info.name, (-1, None))
+        if rule is None or not (rule.split_sizes or rule.num_heads):
+            continue
+        takes = rule.algorithm == method or not info.matrix.left
+        meets[index] = (rule, takes or meets.get(index, (rule, False))[1])
+        if takes and (wrong := _split_problem(info, rule)):
+            shape = " x ".join(map(str, info.shape))
+            problems.append(f"groups: rule {rule.match!r} and {info.name!r} ({shape}): {wrong}")
+    return problems + [
+        f"groups: rule {rule.match!r} splits matrices, and those it matches all go to AdamW. Remove split_sizes= and "
+        f"num_heads=, or correct the glob."
+        for rule, met in meets.values()
+        if not met
+    ]
+
+
+def _split_problem(info: ParamInfo, rule: GroupRule) -> str:
+    if info.matrix.layout.startswith("experts") or info.matrix.count > 1:
+        return "its experts or groups are matrices of their own already. Make the glob narrower."
+    outputs, sizes = matrix_shape(info.shape, info.matrix.layout, 1)[1], _row_blocks(info, rule)
+    if sum(sizes) == outputs:
+        return ""
+    if rule.num_heads:
+        return f"num_heads: {rule.num_heads} does not divide its {outputs} outputs."
+    if rule.split_sizes == "qkv":
+        return f"split_sizes: its {outputs} outputs are not three equal parts; give the three numbers."
+    return f"split_sizes: {list(sizes)} has a sum of {sum(sizes)}, and it has {outputs} outputs."
+
+
+def _row_blocks(info: ParamInfo, rule: GroupRule) -> tuple[int, ...]:
+    """Outputs of each part that a rule makes."""
+    outputs = matrix_shape(info.shape, info.matrix.layout, 1)[1]
+    if isinstance(rule.split_sizes, tuple):
+        return rule.split_sizes
+    count = rule.num_heads or 3
+    return (outputs // count,) * count
+
+
+def _blocks_in_words(info: ParamInfo, rule: GroupRule) -> str:
+    sizes = _row_blocks(info, rule)
+    equal = len(set(sizes)) == 1
+    return f"{len(sizes)} parts of {sizes[0]} rows" if equal else f"parts of {', '.join(map(str, sizes))} rows"
+
+
+def _matrix_options(info: ParamInfo, rule: GroupRule) -> tuple[tuple[str, Any], ...]:
     """What the optimizer's group needs beyond the number of dimensions, which says "matrix" or "conv" by itself."""
     options: list[tuple[str, Any]] = []
     if info.matrix.layout not in ("matrix", "conv"):
         options.append(("layout", info.matrix.layout))
     if info.matrix.count > 1:
         options.append(("num_heads", info.matrix.count))
+    elif rule.num_heads:
+        options.append(("num_heads", rule.num_heads))
+    elif rule.split_sizes:
+        options.append(("split_sizes", list(_row_blocks(info, rule))))
     return tuple(options)
 
 
 def _layout_parts(options: Mapping[str, Any]) -> list[str]:
     layout = [options["layout"]] if "layout" in options else []
+    if "split_sizes" in options:
+        layout.append("split_" + "_".join(map(str, options["split_sizes"])))
     return layout + ([f"blocks_{options['num_heads']}"] if "num_heads" in options else [])

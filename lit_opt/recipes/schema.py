@@ -11,6 +11,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import KW_ONLY, dataclass, field, fields, is_dataclass
 from typing import Any
 
+from lit_opt.recipes.frozen import FrozenMapping
+
 Number = float | int | str | bool | tuple[Any, ...]
 
 
@@ -45,34 +47,6 @@ class Value:
             return ""
         low, high = self.range
         return f"{'inside' if low <= x <= high else 'outside'} {low:g} .. {high:g}"
-
-
-class FrozenMapping(Mapping[str, Value]):
-    """A dictionary that cannot be changed, so that a recipe can be shared, hashed and pickled.
-
-    Example:
-        >>> FrozenMapping({})["eps"] = 1
-        Traceback (most recent call last):
-        TypeError: 'FrozenMapping' object does not support item assignment
-    """
-
-    def __init__(self, items: Mapping[str, Value]) -> None:
-        self._items = dict(items)
-
-    def __getitem__(self, key: str) -> Value:
-        return self._items[key]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._items)
-
-    def __len__(self) -> int:
-        return len(self._items)
-
-    def __hash__(self) -> int:
-        return hash(frozenset(self._items.items()))
-
-    def __repr__(self) -> str:
-        return repr(self._items)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -205,9 +179,15 @@ class GroupRule:
         lr_scale: Multiplies the learning rate.
         weight_decay: Replaces the weight decay.
         algorithm: Registry name of the optimizer that takes it, under a matrix method.
+        split_sizes: Under a matrix method, outputs of the parts of a fused weight, each orthogonalised on its own:
+            (768, 256, 256) for grouped queries, or "qkv" for three equal parts, whatever the width.
+        num_heads: Under a matrix method, the number of equal row blocks, each orthogonalised on its own: 12 for a query
+            weight with 12 heads, 36 for a fused one. Splits change the algorithm; none is ever made unasked.
 
     Example:
         >>> GroupRule(match="backbone.*", lr_scale=0.1).weight_decay is None
+        True
+        >>> GroupRule(match="*.qkv.weight", split_sizes="qkv").num_heads is None
         True
     """
 
@@ -215,6 +195,8 @@ class GroupRule:
     lr_scale: float | None = None
     weight_decay: float | None = None
     algorithm: str | None = None
+    split_sizes: tuple[int, ...] | str | None = None
+    num_heads: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

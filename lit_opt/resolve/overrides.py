@@ -268,8 +268,30 @@ def _group_problems(groups: object) -> Iterator[str]:
             number = getattr(rule, name)
             if number is not None and not (is_real(number) and number >= 0):
                 yield f"groups[{i}].{name}: {number!r} is not allowed; give a number from 0 up.{_word_hint(number)}"
-        if rule.lr_scale is None and rule.weight_decay is None and rule.algorithm is None:
-            yield f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm=."
+        yield from _split_problems(f"groups[{i}]", rule)
+        if all(getattr(rule, f.name) is None for f in fields(rule) if f.name != "match"):
+            yield (
+                f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm= (under "
+                "a matrix optimizer also split_sizes= or num_heads=)."
+            )
+
+
+def _split_problems(where: str, rule: GroupRule) -> Iterator[str]:
+    sizes, heads = rule.split_sizes, rule.num_heads
+    sizes = sizes if isinstance(sizes, str | tuple | None) else (sizes,)
+    if sizes is not None and heads is not None:
+        yield f"{where}: split_sizes and num_heads are both given for {rule.match!r}. Keep one."
+    if isinstance(sizes, str) and sizes != "qkv":
+        yield f"{where}.split_sizes: {sizes!r} is unknown; 'qkv' (three equal parts), or outputs such as [768, 256, 256]."
+    elif isinstance(sizes, tuple) and not (len(sizes) > 1 and all(map(is_whole, sizes))):
+        yield (
+            f"{where}.split_sizes: {sizes!r} is not allowed; give the outputs of two or more parts, such as "
+            "[768, 256, 256], or 'qkv' for three equal ones."
+        )
+    if heads is not None and not is_whole(heads, 2):
+        yield f"{where}.num_heads: {heads!r} is not allowed; give a whole number from 2 up."
+    if rule.algorithm == "adamw" and (sizes is not None or heads is not None):
+        yield f"{where}: {rule.match!r} goes to adamw, which splits nothing. Remove split_sizes= and num_heads=, or algorithm=."
 
 
 def part_spec(given: object) -> PartSpec:

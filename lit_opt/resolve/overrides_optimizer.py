@@ -6,10 +6,10 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lit_opt.errors import nearest
+from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov
-from lit_opt.optim.matrix.scale import UNITS, check_units
-from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers
+from lit_opt.optim.matrix.scale import UNITS, check_rate, check_units
+from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers, run_row
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve.lr import batch_rule
 
@@ -44,7 +44,13 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             yield f"optimizer: the class {name} is no torch.optim.Optimizer."
             return
     elif isinstance(optimizer, str) and optimizer in list_optimizers():
-        name, row = optimizer, get_row(optimizer)
+        name = optimizer
+        try:
+            row = used_row(spec, o)
+        except RecipeError as error:  # an unknown base
+            yield from (f"optimizer_kwargs.{problem}" for problem in error.problems)
+            return
+        assert row is not None
         accepted = {key: default is REQUIRED for key, default in row.hyperparameters.items()}
     else:
         what = f"{optimizer!r} is unknown.{nearest(optimizer, list_optimizers())}"
@@ -73,11 +79,47 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "
             f"Remove fallback=, or choose a matrix optimizer: {', '.join(MATRIX)}."
         )
-    yield from _keyword_problems(name, row, accepted, o)
+    yield from _keyword_problems(spec, name, row, accepted, o)
+    if row is not None and row.averages_itself:
+        yield from _averages_problems(name, o)
+
+
+def _averages_problems(name: str, o: Mapping[str, Any]) -> Iterator[str]:
+    decay = o.get("decay")
+    kind = decay if isinstance(decay, str) else _field(decay, "kind")
+    if decay is not None and kind != "constant":
+        yield (
+            f"decay: {name} averages its weights in place of a decaying rate, and needs a constant one after the warmup. "
+            "Leave decay= out."
+        )
+    if o.get("ema"):
+        yield f"ema: {name} validates on averages of its own. Leave ema= out."
+
+
+def used_row(spec: RecipeSpec, o: Mapping[str, Any]) -> OptimizerRow | None:
+    """The registry row of the optimizer that a run uses; None for a user's class.
+
+    Args:
+        spec: The recipe.
+        o: Overrides in plain types.
+
+    Raises:
+        RecipeError: An unknown name of the optimizer or its base.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> used_row(get_recipe("vit"), {"optimizer": "sam"}).hyperparameters["base"]
+        'adamw'
+    """
+    optimizer = o.get("optimizer", spec.optimizer.number)
+    if not isinstance(optimizer, str):
+        return None
+    published = spec.hyperparameters if optimizer == spec.optimizer.number else None
+    return run_row(optimizer, o.get("optimizer_kwargs"), published, spec.registry_key)
 
 
 def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> list[str]:
-    """A scale of the other unit system, with the learning rate or decay of this one.
+    """A scale of the other unit system with the learning rate or decay of this one, or a learning rate of the other.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
@@ -85,6 +127,9 @@ def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> 
         >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), o)
         >>> problem[:107]
         "optimizer_kwargs.scale: 'match_rms_adamw' takes AdamW's learning rates, but weight_decay=0.01 belongs to sc"
+        >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), {"lr": 3e-4})
+        >>> problem[:63]
+        "lr: 0.0003 is AdamW's kind of rate, and scale 'original' takes "
     """
     kwargs = o.get("optimizer_kwargs", {})
     given = {key: o[key] for key in ("lr", "weight_decay") if key in o}
@@ -92,7 +137,19 @@ def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> 
         given["scale"] = kwargs["scale"]
     if "base_lr" in o:
         given["lr"] = o["base_lr"]
-    return check_units(published_units(spec, row), given, where="optimizer_kwargs.")
+    published = published_units(spec, row)
+    problems = check_units(published, given, where="optimizer_kwargs.")
+    lr = given.get("lr")
+    # Whoever names the scale beside the rate means it.
+    if problems or "scale" in given or not isinstance(lr, int | float) or lr <= 0 or published["scale"] not in UNITS:
+        return problems
+    other = "match_rms_adamw" if UNITS[published["scale"]] == "Muon" else "original"
+    ready = f", or Recipe('llm/muon{'_rms' * (other == 'match_rms_adamw')}')" * (spec.setting == "llm")
+    return [
+        f"{problem} For the other units give optimizer_kwargs={{'scale': {other!r}}} with lr= and weight_decay={ready}. If "
+        f"you mean it, name the scale beside it: optimizer_kwargs={{'scale': {published['scale']!r}}}."
+        for problem in check_rate(lr, published["scale"])
+    ]
 
 
 def published_units(spec: RecipeSpec, row: OptimizerRow) -> dict[str, Any]:
@@ -139,7 +196,14 @@ def _algorithm_problems(name: str, row: OptimizerRow | None, groups: object) -> 
                     f"groups[{i}].algorithm: {algorithm!r} for {match!r} under {name}.{nearest(algorithm, (row.name, 'adamw'))} "
                     f"Allowed: {row.name!r} and 'adamw', the two in one optimizer."
                 )
-    elif named:
+        return
+    split = [_field(rule, "match") for rule in groups if _field(rule, "split_sizes") or _field(rule, "num_heads")]
+    if split:
+        yield (
+            f"groups: split_sizes and num_heads (for {', '.join(map(repr, split))}) split what a matrix optimizer "
+            f"orthogonalises, and {name} is none. Remove them, or choose one: {', '.join(MATRIX)}."
+        )
+    if named:
         which = ", ".join(f"{algorithm!r} for {match!r}" for _, match, algorithm in named)
         yield (
             f"groups: {which}, but {name} is one algorithm for all parameters. Remove algorithm=, or choose a matrix "
@@ -188,13 +252,19 @@ def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
 
 
 def _keyword_problems(
-    name: str, row: OptimizerRow | None, accepted: Mapping[str, bool], o: Mapping[str, Any]
+    spec: RecipeSpec, name: str, row: OptimizerRow | None, accepted: Mapping[str, bool], o: Mapping[str, Any]
 ) -> Iterator[str]:
     given = o.get("optimizer_kwargs", {})
     if not isinstance(given, Mapping):
         yield f"optimizer_kwargs: {given!r} is a {type(given).__name__}; give a dictionary of keywords."
         return
     rest = [key for key in accepted if key not in OWN_ARGUMENTS]
+    published = spec.hyperparameters.get("base") if name == spec.optimizer.number else None
+    if published is not None and given.get("base", published.number) != published.number:
+        yield (
+            f"optimizer_kwargs.base: {given['base']!r}, but the rate and decay of {spec.name} belong to "
+            f"{published.number!r}. Use the recipe of that optimizer with optimizer={name!r} and this base."
+        )
     for key, value in given.items():
         if key in OWN_ARGUMENTS:
             yield f"optimizer_kwargs: {key!r} has its own argument; write Recipe(..., {key}={value!r})."

@@ -6,17 +6,18 @@ No torch: `lit-opt explain` resolves as well, with the facts that it does not kn
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim.check import check_hyperparameters
-from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row
+from lit_opt.optim.registry import REQUIRED, OptimizerRow
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Value
 from lit_opt.resolve.fallback import resolve_fallback
 from lit_opt.resolve.lr import resolve_lr
 from lit_opt.resolve.notes import batch_notes
 from lit_opt.resolve.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
+from lit_opt.resolve.overrides_optimizer import used_row
 from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
 from lit_opt.resolve.schedule import resolve_schedule
 
@@ -66,10 +67,13 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         raise RecipeError(problems)
     facts = _with_overrides(facts, o)
     optimizer = o.get("optimizer", spec.optimizer.number)
-    row = get_row(optimizer) if isinstance(optimizer, str) else None
+    row = used_row(spec, o)
     origins = {"optimizer": _origin(o, "optimizer", optimizer, spec.optimizer)}
 
     lr, origins["lr"], lr_problems = resolve_lr(spec, row, o, facts, complete=complete)
+    averages = row is not None and row.averages_itself
+    if averages:  # in place of a decaying rate and of averages beside the optimizer
+        o = {**o, "decay": "constant", "ema": 0.0}
     schedule, schedule_origins, schedule_problems = resolve_schedule(spec, o, facts, complete=complete)
     if lr_problems or schedule_problems:
         raise RecipeError([*lr_problems, *schedule_problems])
@@ -78,6 +82,10 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
     origins |= origin
     clip, origins["clip"] = _clip(spec, o)
     ema, origins["ema"] = _ema(spec, o)
+    if averages:
+        note = f"{optimizer} averages its weights itself"
+        for key in ("decay", "ema"):
+            origins[key] = replace(origins[key], origin="registry", note=note)
     layer_decay = o.get("layer_decay", spec.layer_decay.number if spec.layer_decay else None)
     if layer_decay is not None:
         origins["layer_decay"] = _origin(o, "layer_decay", layer_decay, spec.layer_decay)

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from lit_opt.workloads.frechet import digit_features as digit_features
     from lit_opt.workloads.frechet import frechet_distance as frechet_distance
     from lit_opt.workloads.glyphs import Glyphs as Glyphs
+    from lit_opt.workloads.hugging_face import HuggingFaceImages as HuggingFaceImages
+    from lit_opt.workloads.hugging_face import HuggingFaceText as HuggingFaceText
     from lit_opt.workloads.image_classifier import ImageClassifier as ImageClassifier
     from lit_opt.workloads.image_data import CIFAR10 as CIFAR10
     from lit_opt.workloads.image_data import Digits as Digits
@@ -39,6 +41,8 @@ _LAZY = {
     "Digits": "lit_opt.workloads.image_data",
     "EvaluationLoader": "lit_opt.workloads.loader",
     "Glyphs": "lit_opt.workloads.glyphs",
+    "HuggingFaceImages": "lit_opt.workloads.hugging_face",
+    "HuggingFaceText": "lit_opt.workloads.hugging_face",
     "ImageClassifier": "lit_opt.workloads.image_classifier",
     "ImageFolder": "lit_opt.workloads.image_data",
     "LanguageModel": "lit_opt.workloads.language_model",

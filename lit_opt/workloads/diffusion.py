@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from lit_opt.errors import RecipeError, nearest
+from lit_opt.workloads.pretrained import load_weights
 from lit_opt.workloads.require import require, whole_number_problems
 
 OBJECTIVES = ("ddpm", "flow")
@@ -39,6 +40,7 @@ class DiffusionModel(LightningModule):
         num_classes: Labels to draw by; 0 ignores the labels.
         value_range: Black and white in the data; by default those of `Digits`.
         grid_steps: Sampling steps of the picture after a validation; 0 draws none.
+        weights: Start from the checkpoint of another run of this model; its averages where it has them.
 
     Raises:
         RecipeError: An argument is out of range, diffusers is not installed, or the images have another size.
@@ -60,6 +62,7 @@ class DiffusionModel(LightningModule):
         num_classes: int = 10,
         value_range: tuple[float, float] = (-0.812, 1.848),
         grid_steps: int = 20,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         problems = whole_number_problems(1, image_size=image_size, width=width)
@@ -76,7 +79,7 @@ class DiffusionModel(LightningModule):
             problems.append(f"value_range={value_range!r}: two numbers are needed, black below white.")
         if problems:
             raise RecipeError(problems)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="weights")  # a checkpoint holds the weights themselves
         self.objective, self.image_size, self.num_classes = objective, image_size, num_classes
         self.value_range, self.grid_steps = (float(value_range[0]), float(value_range[1])), grid_steps
         self.last_grid: Path | None = None
@@ -97,6 +100,8 @@ class DiffusionModel(LightningModule):
             attention_head_dim=8,
             num_class_embeds=num_classes or None,
         )
+        if weights is not None:
+            load_weights(self, weights)
 
     def forward(self, noisy: Tensor, times: Tensor, labels: Tensor) -> Tensor:
         """Noisy images (batch, 1, height, width), times (batch,) in 0..1, labels (batch,) to the prediction.

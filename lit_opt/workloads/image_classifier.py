@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_opt.errors import RecipeError, nearest
+from lit_opt.workloads.pretrained import load_weights
 from lit_opt.workloads.require import require, whole_number_problems
 
 
@@ -30,9 +31,11 @@ class ImageClassifier(LightningModule):
         model_kwargs: Further arguments for the model, such as `{"img_size": 32, "patch_size": 4}` of a ViT.
         label_smoothing: Share of the target that is spread over all classes while training, 0 to below 1.
         channels_last: Store images and weights channels last, faster for convolutions on most devices.
+        weights: Start from the checkpoint of another run of this model, its averages where it has them; the head may
+            have another number of classes.
 
     Raises:
-        RecipeError: An unknown model, or arguments that do not fit it.
+        RecipeError: An unknown model, or arguments or weights that do not fit it.
 
     Example:
         >>> model = ImageClassifier(width=0.125)
@@ -54,6 +57,7 @@ class ImageClassifier(LightningModule):
         model_kwargs: dict[str, Any] | None = None,
         label_smoothing: float = 0.0,
         channels_last: bool = False,
+        weights: str | None = None,
     ) -> None:
         super().__init__()
         problems = whole_number_problems(1, num_classes=num_classes)
@@ -63,11 +67,13 @@ class ImageClassifier(LightningModule):
             problems.append(f"width={width!r}: a positive number is needed; 1 is the published network.")
         if problems:
             raise RecipeError(problems)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="weights")  # a checkpoint holds the weights themselves
         self.label_smoothing = label_smoothing
         self.memory_format = torch.channels_last if channels_last else torch.contiguous_format
         network = _build(model, num_classes, small_images, width, model_kwargs or {})
         self.model = network.to(memory_format=self.memory_format)
+        if weights is not None:
+            load_weights(self, weights)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images (batch, 3, height, width) to logits (batch, num_classes)."""

@@ -196,17 +196,9 @@ class ImageFolder(ResumableDataModule):
     def datasets(self) -> tuple[Any, Any]:
         """Two of torchvision's `ImageFolder`."""
         folder = require("torchvision.datasets", "ImageFolder").ImageFolder
-        v2 = require("torchvision.transforms.v2", "ImageFolder")
-        to_tensor = [
-            v2.ToImage(),
-            v2.ToDtype(torch.float32, scale=True),
-            v2.Normalize(IMAGENET_MEAN, IMAGENET_STD),
-        ]
-        augment = [v2.RandomResizedCrop(self.image_size, antialias=True), v2.RandomHorizontalFlip()]
-        centre = [v2.Resize(round(self.image_size / 0.875), antialias=True), v2.CenterCrop(self.image_size)]
         try:
-            train = folder(self.root / "train", transform=v2.Compose([*augment, *to_tensor]))
-            val = folder(self.root / "val", transform=v2.Compose([*centre, *to_tensor]))
+            train = folder(self.root / "train", transform=random_crop(self.image_size, "ImageFolder"))
+            val = folder(self.root / "val", transform=centre_crop(self.image_size, "ImageFolder"))
         except FileNotFoundError as missing:  # no such folder, no class in it, or a class without images
             raise RecipeError(
                 [
@@ -223,3 +215,32 @@ class ImageFolder(ResumableDataModule):
                 ]
             )
         return train, val
+
+
+def random_crop(image_size: int, who: str) -> Any:
+    """A picture to a normalised tensor (3, image_size, image_size), cropped and flipped at random, for training.
+
+    Example:
+        >>> from PIL import Image
+        >>> random_crop(8, "ImageFolder")(Image.new("RGB", (20, 10))).shape
+        torch.Size([3, 8, 8])
+    """
+    v2 = require("torchvision.transforms.v2", who)
+    return v2.Compose([v2.RandomResizedCrop(image_size, antialias=True), v2.RandomHorizontalFlip(), *_normalised(v2)])
+
+
+def centre_crop(image_size: int, who: str) -> Any:
+    """A picture to a normalised tensor (3, image_size, image_size) of its centre, for validation.
+
+    Example:
+        >>> from PIL import Image
+        >>> centre_crop(8, "ImageFolder")(Image.new("RGB", (20, 10))).shape
+        torch.Size([3, 8, 8])
+    """
+    v2 = require("torchvision.transforms.v2", who)
+    resize = v2.Resize(round(image_size / 0.875), antialias=True)
+    return v2.Compose([resize, v2.CenterCrop(image_size), *_normalised(v2)])
+
+
+def _normalised(v2: Any) -> list[Any]:
+    return [v2.ToImage(), v2.ToDtype(torch.float32, scale=True), v2.Normalize(IMAGENET_MEAN, IMAGENET_STD)]

@@ -6,10 +6,12 @@ import math
 
 import torch
 from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.nn import functional as F
 
 from lit_opt.errors import RecipeError
+from lit_opt.workloads.pretrained import load_weights
 from lit_opt.workloads.require import require, whole_number_problems
 
 
@@ -25,9 +27,13 @@ class LanguageModel(LightningModule):
         heads: Attention heads; they divide `width` into parts of even size.
         mlp_width: Inner size of each block's gated MLP.
         context: Most bytes that it can look back on; at least the `seq_len` of the data.
+        weights: Start from the checkpoint of another run of this model; its averages where it has them.
+        lora_rank: Train adapters of this rank beside all linear layers but the head (peft's LoRA, with alpha twice
+            the rank) and freeze everything else; 0 trains the model itself.
 
     Raises:
-        RecipeError: An argument is out of range, or transformers is not installed.
+        RecipeError: An argument is out of range, the weights do not fit, or transformers (for adapters peft) is not
+            installed.
 
     Example:
         >>> model = LanguageModel(layers=1, width=16, heads=2, mlp_width=32, context=64)
@@ -38,17 +44,26 @@ class LanguageModel(LightningModule):
     """
 
     def __init__(
-        self, *, layers: int = 4, width: int = 128, heads: int = 4, mlp_width: int = 352, context: int = 256
+        self,
+        *,
+        layers: int = 4,
+        width: int = 128,
+        heads: int = 4,
+        mlp_width: int = 352,
+        context: int = 256,
+        weights: str | None = None,
+        lora_rank: int = 0,
     ) -> None:
         super().__init__()
         problems = whole_number_problems(
             1, layers=layers, width=width, heads=heads, mlp_width=mlp_width, context=context
         )
+        problems += whole_number_problems(0, lora_rank=lora_rank)
         if not problems and width % (2 * heads):
             problems = [f"width={width}: a multiple of {2 * heads} is needed for heads={heads}."]
         if problems:
             raise RecipeError(problems)
-        self.save_hyperparameters()
+        self.save_hyperparameters(ignore="weights")  # a checkpoint holds the weights themselves
         self.context = context
         transformers = require("transformers", "LanguageModel")
         self.model = transformers.LlamaForCausalLM(
@@ -65,6 +80,20 @@ class LanguageModel(LightningModule):
                 eos_token_id=None,
             )
         )
+        if weights is not None:
+            load_weights(self, weights)
+        if lora_rank:
+            self._add_adapters(lora_rank, on_random_weights=weights is None)
+
+    def _add_adapters(self, rank: int, *, on_random_weights: bool) -> None:
+        peft = require("peft", "LanguageModel(lora_rank=...)")
+        if on_random_weights:
+            rank_zero_info(
+                "LanguageModel: adapters on random weights, since weights= is not given. Right for resuming a run; a new "
+                "one learns little. Train the model first, and give its checkpoint."
+            )
+        config = peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
+        self.model = peft.get_peft_model(self.model, config)
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Bytes (batch, length) to logits (batch, length, 256) of the byte that follows each."""

@@ -27,8 +27,9 @@ def require(module: str, who: str) -> ModuleType:
     except ModuleNotFoundError as missing:
         if missing.name is None or missing.name.partition(".")[0] != module.partition(".")[0]:
             raise  # the package is there, but something it needs is not: its own message is the better one
+        extra = "datasets" if missing.name == "datasets" else "workloads"
         raise RecipeError(
-            [f"{who} needs {missing.name}, which is not installed. Type: pip install 'lit-opt[workloads]'."]
+            [f"{who} needs {missing.name}, which is not installed. Type: pip install 'lit-opt[{extra}]'."]
         ) from missing
 
 

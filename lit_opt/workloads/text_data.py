@@ -68,9 +68,13 @@ class ByteText(ResumableDataModule):
         self.path = Path(path) if path is not None else None
         self.seq_len, self.max_bytes, self.val_windows = seq_len, max_bytes, val_windows
 
+    def read(self) -> bytes:
+        """The text, at most `max_bytes` of it."""
+        return read_bytes(self.path, self.max_bytes)
+
     def datasets(self) -> tuple[ByteWindows, ByteWindows]:
         """Training windows one after the other; validation windows spread over the last tenth."""
-        text = torch.frombuffer(bytearray(read_bytes(self.path, self.max_bytes)), dtype=torch.uint8)
+        text = torch.frombuffer(bytearray(self.read()), dtype=torch.uint8)
         cut = len(text) - len(text) // 10
         train, val = text[:cut], text[cut:]
         windows = min(self.val_windows, (len(val) - 1) // self.seq_len)

@@ -3,8 +3,6 @@
 Each rank writes what it saw to FOLDER/KIND.RANK.pt; the test compares it with one process.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 import sys
@@ -13,8 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 from torch import nn
+from torch.distributed import GradBucket
+from torch.distributed.algorithms.ddp_comm_hooks.default_hooks import allreduce_hook
 from torch.distributed.fsdp import FullyShardedDataParallel
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.nn import Parameter
@@ -149,6 +150,33 @@ def one_kind(kind: str, folder: Path) -> dict[str, Any]:
     return result
 
 
+class CountsReductions(Callback):
+    """How often DDP sends a bucket of gradients."""
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        def hook(state: Any, bucket: GradBucket) -> torch.futures.Future[torch.Tensor]:
+            self.count += 1
+            return allreduce_hook(torch.distributed.group.WORLD, bucket)  # type: ignore[arg-type]
+
+        trainer.strategy.model.register_comm_hook(None, hook)
+
+
+def sam(kind: str) -> dict[str, Any]:
+    """Weights after SAM steps at a constant rate without momentum, so that a test can repeat them by hand."""
+    module, how = make(kind)
+    counter = CountsReductions()
+    ours = Recipe("cnn", optimizer="sam", lr=0.1, momentum=0.0, weight_decay=0.0, warmup=0, decay="constant", clip=0,
+                  optimizer_kwargs={"rho": 0.5})  # fmt: skip
+    t = trainer(ours, *([counter] if kind == "ddp" else []), devices=2, max_steps=STEPS,
+                use_distributed_sampler=False, **how)  # fmt: skip
+    t.fit(module, Share(rank(), 2))
+    weights = [p.full_tensor() if isinstance(p, DTensor) else p.detach() for p in module.parameters()]
+    return {"weights": weights, "reductions": counter.count, "step": t.global_step}
+
+
 def mixed_buckets() -> dict[str, Any]:
     """Plain tensors beside DTensors: the norm is that of all full gradients."""
     mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
@@ -179,6 +207,8 @@ def main(folder: Path) -> None:
             result: dict[str, Any] = one_kind(kind, folder)
             if kind == "ddp":
                 result["mixed"] = mixed_buckets()
+            if kind != "fsdp1":
+                result["sam"] = sam(kind)
         except BaseException:
             result = {"error": traceback.format_exc()}
         torch.save(result, folder / f"{kind}.{rank()}.pt")

@@ -7,16 +7,19 @@ from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, SingleDeviceStrategy
-from torch import nn
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.plugins.precision import MixedPrecision
+from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from lit_opt import Recipe
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
+from lit_opt.optim.matrix.cost import orthogonalization_share
 from lit_opt.recipes.schema import GroupRule
 from lit_opt.workloads import LanguageModel
-from tests.callbacks.modules import Net, OwnSGD, SaveAt, fit, trainer
+from tests.callbacks.modules import Manual, Net, OwnSGD, SaveAt, fit, loader, trainer
 
 RECIPES: dict[str, dict[str, Any]] = {
     "llm/muon": {},
@@ -99,6 +102,125 @@ def test_another_fallback_is_another_recipe(tmp_path: Path) -> None:
     moved = recipe("llm/muon", groups=[GroupRule(match="*.down_proj.weight", algorithm="adamw")], on_resume="config")
     with pytest.raises(RecipeError, match="in another group or with another algorithm"):
         fit(language_model(), moved, data=text(), ckpt_path=path)
+
+
+# ---- what a step costs
+
+
+def said(caplog: pytest.LogCaptureFixture, ours: Recipe, module: Any, data: Any, **kwargs: Any) -> list[str]:
+    caplog.clear()
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
+        fit(module, ours, data=data, **kwargs)
+    return [record.getMessage() for record in caplog.records if "orthogonalisation" in record.getMessage()]
+
+
+def test_the_cost_is_said_once_where_the_tokens_are_known(caplog: pytest.LogCaptureFixture) -> None:
+    model = language_model()
+    ours = recipe("llm/muon")
+    [line] = said(caplog, ours, model, text())
+    assert ours.optimizer is not None
+    share = orthogonalization_share(ours.optimizer, tokens=4 * 17)
+    assert line == (
+        f"muon: about {share:.0%} of a step's operations go into the orthogonalisation (estimate at 68 tokens a step: 68 "
+        "in the first batch x accumulation 1 x 1 processes)."
+    )
+    [line] = said(caplog, recipe("llm/muon"), language_model(), text(), accumulate_grad_batches=2, max_steps=2)
+    assert "estimate at 136 tokens a step: 68 in the first batch x accumulation 2" in line
+    [line] = said(caplog, recipe("llm/muon", batch_tokens=10_000), language_model(), text())
+    assert "estimate at 10,000 tokens a step: as given" in line
+    # What is no language model has no tokens, and AdamW no orthogonalisation.
+    assert said(caplog, Recipe("vit/muon", batch_size=4, warmup=1), Net(), None) == []
+    assert said(caplog, Recipe("llm", lr=1e-3), language_model(), text(), max_steps=1) == []
+
+
+# ---- MARS-M's exact variant
+
+
+def exact(**kwargs: Any) -> Recipe:
+    return Recipe(
+        "llm", optimizer="mars_m", warmup=1, optimizer_kwargs={"variant": "exact", "ns_dtype": "float32"}, **kwargs
+    )
+
+
+class Recording(Net):
+    """Batch norm and dropout, and what each evaluation of a batch saw."""
+
+    def __init__(self) -> None:
+        super().__init__(dropout=0.5)
+        self.net[1] = nn.BatchNorm1d(16)
+        self.calls: list[tuple[int, Tensor, Tensor]] = []
+        self.net[2].register_forward_hook(lambda module, args, output: self.masks.append(output == 0))
+        self.masks: list[Tensor] = []
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        loss = super().training_step(batch, batch_idx)
+        self.calls.append((batch_idx, self.net[0].weight.detach().clone(), self.masks[-1]))  # type: ignore[operator]
+        return loss
+
+
+def test_exact_evaluates_each_batch_at_the_last_weights_and_at_these() -> None:
+    torch.manual_seed(3)
+    module = Recording()
+    fit(module, exact(), max_steps=4)
+    assert [index for index, _, _ in module.calls] == [0, 1, 1, 2, 2, 3, 3]
+    current = [weights for _, weights, _ in module.calls[::2]]
+    previous = [weights for _, weights, _ in module.calls[1::2]]
+    for step, weights in enumerate(previous):
+        assert torch.equal(weights, current[step])
+        assert not torch.equal(weights, current[step + 1])
+    # The same neurons are dropped in both, and others in the next batch.
+    for step in range(3):
+        first, second = module.calls[2 * step + 1][2], module.calls[2 * step + 2][2]
+        # What a batch norm puts below zero is no mask; without a non-linearity zeros are dropped ones alone.
+        assert torch.equal(first, second)
+    assert not torch.equal(module.calls[2][2], module.calls[4][2])
+    # The running statistics of batch norm move at both, as the class says.
+    assert module.net[1].num_batches_tracked == 7
+
+
+def test_exact_equals_plain_torch() -> None:
+    module, plain = Net(), Net()
+    ours = exact(clip=0)
+    fit(module, ours, max_steps=4)
+    optimizer, scheduler = exact(clip=0).configure(plain, total_steps=4, global_batch=4)
+    for batch in list(loader())[:4]:
+
+        def closure(batch: Any = batch) -> Tensor:
+            optimizer.zero_grad()
+            loss = plain.loss(batch)
+            loss.backward()
+            return loss
+
+        optimizer.step(closure)  # type: ignore[arg-type]
+        scheduler.step()
+    for ran, expected in zip(module.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(ran, expected, rtol=0, atol=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("module", "kwargs", "words"),
+    [
+        (Net, {"accumulate_grad_batches": 2}, "of 2 accumulated batches only the last is there"),
+        (Net, {"callbacks": GradientAccumulationScheduler({0: 1, 1: 4})}, "of 4 accumulated batches"),
+        (
+            Net,
+            {"plugins": MixedPrecision("16-mixed", "cpu", torch.amp.GradScaler("cpu"))},
+            "under precision='16-mixed' Lightning steps without the closure",
+        ),
+        (Manual, {}, "under manual optimization nothing here knows how"),
+        (Net, {"strategy": ModelParallelStrategy(data_parallel_size=1, tensor_parallel_size=1)}, "FSDP2 may still"),
+    ],
+)
+def test_exact_is_refused_where_the_batch_cannot_be_evaluated_twice(
+    module: Any, kwargs: dict[str, Any], words: str
+) -> None:
+    callbacks = [kwargs.pop("callbacks")] if "callbacks" in kwargs else []
+    ours, net = exact(), module()
+    with pytest.raises(RecipeError) as error:
+        trainer(ours, *callbacks, max_steps=2, **kwargs).fit(net, loader())
+    assert words in str(error.value) and "or type variant='approx'" in str(error.value)
+    assert "configure_optimizers" not in vars(net)
+    assert ours._session is None
 
 
 # ---- shards

@@ -12,6 +12,7 @@ import pickle
 import pytest
 import torch
 from torch import nn
+from transformers.pytorch_utils import Conv1D
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim import build as build_optimizer
@@ -320,7 +321,8 @@ def test_every_matrix_method_takes_the_groups(name):
     module = Net()
     for parameter in module.experts.parameters():
         nn.init.normal_(parameter)
-    resolved = recipe("llm", optimizer=name, lr=0.02, weight_decay=0.1)
+    kwargs = {"optimizer_kwargs": {"scale": "match_rms_adamw"}} if name == "mars_m" else {}
+    resolved = recipe("llm", optimizer=name, lr=0.02, weight_decay=0.1, **kwargs)
     groups = group_parameters(module, resolved).for_optimizer(module.named_parameters())
     assert {g["name"] for g in groups} >= {"decay/blocks_2", "decay/conv_transposed", "decay/experts_transposed"}
     before = {n: p.detach().clone() for n, p in module.named_parameters()}
@@ -333,6 +335,99 @@ def test_every_matrix_method_takes_the_groups(name):
         # Each of the two groups is a matrix of its own: (4, 4 x 3 x 3), its singular values near the rate.
         values = torch.linalg.svdvals(kernel.reshape(2, 4, 36)) / 0.02
         assert ((values > 0.7) & (values < 1.25)).all()
+
+
+# ---- fused weights
+
+
+class Fused(nn.Module):
+    """A fused QKV of timm's kind, one of GPT-2's, torch's own, and grouped queries, at two widths."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList()
+        for width in (8, 16):
+            block = nn.Module()
+            block.qkv = nn.Linear(width, 3 * width)
+            block.c_attn = Conv1D(3 * width, width)
+            block.attention = nn.MultiheadAttention(width, 2)
+            block.grouped = nn.Linear(width, 2 * width)
+            self.blocks.append(block)
+        self.head = nn.Linear(16, 4)
+
+
+FUSED = [
+    GroupRule(match="*.qkv.*", split_sizes="qkv"),
+    GroupRule(match="*.c_attn.weight", split_sizes="qkv", lr_scale=0.5),
+    GroupRule(match="*.in_proj_weight", num_heads=6),
+    GroupRule(match="blocks.0.grouped.weight", split_sizes=(8, 4, 4)),
+]
+
+
+def test_fused_weights_are_split_where_a_rule_says_so():
+    torch.manual_seed(0)
+    module = Fused()
+    resolved = recipe(groups=FUSED, optimizer_kwargs={"orthogonalize": "svd", "nesterov": False})
+    groups = group_parameters(module, resolved)
+    split = {
+        g["name"]: g.get("split_sizes") or g.get("num_heads") for g in groups.for_optimizer(module.named_parameters())
+    }
+    assert {name: how for name, how in split.items() if how} == {
+        "decay/qkv/split_8_8_8": [8, 8, 8],
+        "decay/qkv/split_16_16_16": [16, 16, 16],
+        "decay/c_attn.weight/transposed/split_8_8_8": [8, 8, 8],
+        "decay/c_attn.weight/transposed/split_16_16_16": [16, 16, 16],
+        "decay/in_proj_weight/blocks_6": 6,
+        "decay/blocks.0.grouped.weight/split_8_4_4": [8, 4, 4],
+    }
+    reasons = {row.name: row.reason for row in groups.rows()}
+    assert reasons["blocks.1.qkv.weight"].endswith("'*.qkv.*': orthogonalised in 3 parts of 16 rows")
+    assert reasons["blocks.0.grouped.weight"].endswith("orthogonalised in parts of 8, 4, 4 rows")
+    assert reasons["blocks.1.qkv.bias"].endswith("a group of its own")
+
+    optimizer = build_optimizer(
+        "muon", groups.for_optimizer(module.named_parameters()), lr=0.02, weight_decay=0.0, **resolved.hyperparameters
+    )
+    for group in optimizer.param_groups:
+        group["weight_decay"] = 0.0
+    before = {n: p.detach().clone() for n, p in module.named_parameters()}
+    for parameter in module.parameters():
+        parameter.grad = torch.randn_like(parameter)
+    optimizer.step()
+    moved = {n: before[n] - p.detach() for n, p in module.named_parameters()}
+    for part in moved["blocks.1.qkv.weight"].split(16):
+        torch.testing.assert_close(torch.linalg.svdvals(part), torch.full((16,), 0.02))
+    for part in moved["blocks.0.c_attn.weight"].mT.split(8):
+        torch.testing.assert_close(torch.linalg.svdvals(part), torch.full((8,), 0.01))
+    for part in moved["blocks.1.attention.in_proj_weight"].split(8):
+        torch.testing.assert_close(torch.linalg.svdvals(part), torch.full((8,), 0.02))
+
+
+def test_nothing_is_split_unasked():
+    module = Fused()
+    for group in group_parameters(module, recipe()).for_optimizer(module.named_parameters()):
+        assert "split_sizes" not in group and "num_heads" not in group
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        ({"match": "*.qkv.weight", "split_sizes": (8, 8, 8)}, "'blocks.1.qkv.weight' (48 x 16): split_sizes: [8, 8, 8] has a sum of 24, and it has 48 outputs"),
+        ({"match": "*.grouped.weight", "split_sizes": "qkv"}, "'blocks.0.grouped.weight' (16 x 8): split_sizes: its 16 outputs are not three equal"),
+        ({"match": "*.qkv.weight", "num_heads": 5}, "'blocks.0.qkv.weight' (24 x 8): num_heads: 5 does not divide its 24 outputs"),
+        ({"match": "*.qkv.bias", "split_sizes": "qkv"}, "rule '*.qkv.bias' splits matrices, and those it matches all go to AdamW"),
+    ],
+)  # fmt: skip
+def test_a_split_that_does_not_fit_names_the_parameter(rule, words):
+    with pytest.raises(RecipeError) as error:
+        group_parameters(Fused(), recipe(groups=[GroupRule(**rule)]))
+    assert words in str(error.value)
+
+
+def test_what_is_separate_already_is_not_split():
+    module = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Conv2d(8, 8, 3, groups=2), nn.Conv2d(8, 8, 1), nn.Linear(8, 4))
+    with pytest.raises(RecipeError, match=r"'1\.weight' .*its experts or groups are matrices of their own already"):
+        group_parameters(module, recipe(groups=[GroupRule(match="1.weight", num_heads=2)]))
 
 
 def test_snapshots_are_plain_data():

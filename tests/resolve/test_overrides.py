@@ -312,10 +312,66 @@ def test_bad_emas(value, words):
         ([{"match": "*", "weight_decay": NAN}], "groups[0].weight_decay: nan"),
         ([{"match": "*", "weight_decay": "0.1"}], "groups[0].weight_decay: '0.1'"),
         ([GroupRule(match="a", lr_scale=1), GroupRule(match="b", lr_scale=INF)], "groups[1].lr_scale: inf"),
+        ([{"match": "*.qkv.*", "split_sizes": "qkv"}], "(for '*.qkv.*') split what a matrix optimizer"),
     ],
 )
 def test_bad_groups(value, words):
     assert words in problem(groups=value)
+
+
+@pytest.mark.parametrize(
+    ("value", "words"),
+    [
+        ({"split_sizes": "qk"}, "groups[0].split_sizes: 'qk' is unknown; 'qkv'"),
+        ({"split_sizes": [768]}, "groups[0].split_sizes: (768,) is not allowed"),
+        ({"split_sizes": 768}, "groups[0].split_sizes: (768,) is not allowed"),
+        ({"split_sizes": [768, -1]}, "groups[0].split_sizes: (768, -1)"),
+        ({"split_sizes": [768, 256.0]}, "groups[0].split_sizes: (768, 256.0)"),
+        ({"num_heads": 1}, "groups[0].num_heads: 1 is not allowed"),
+        ({"num_heads": "12"}, "groups[0].num_heads: '12'"),
+        ({"num_heads": 2, "split_sizes": "qkv"}, "are both given for '*.qkv.*'"),
+        ({"num_heads": 2, "algorithm": "adamw"}, "'*.qkv.*' goes to adamw, which splits nothing"),
+    ],
+)
+def test_bad_splits(value, words):
+    found = find_problems(get_recipe("llm/muon"), {"groups": [{"match": "*.qkv.*", **value}]})
+    assert len(found) == 1 and words in found[0]
+
+
+def test_good_splits():
+    rules = [
+        {"match": "a", "split_sizes": [6, 2, 2]},
+        {"match": "b", "split_sizes": "qkv"},
+        {"match": "c", "num_heads": 2},
+    ]
+    assert find_problems(get_recipe("llm/muon"), {"groups": rules}) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("llm/muon", {"lr": 3e-4}, "RMS of 9.4e-06 a step at 1024 x 1024, against 6.3e-04 at 0.02"),
+        ("llm/muon", {"base_lr": 3e-4}, "lr: 0.0003 is AdamW's kind of rate"),
+        ("llm/muon_rms", {"lr": 0.02}, "lr: 0.02 is Muon's kind of rate, and scale 'match_rms_adamw' takes AdamW's"),
+        ("llm", {"optimizer": "normuon", "lr": 3e-4, "weight_decay": 0.1}, "scale 'original' takes Muon's"),
+        (
+            "cnn",
+            {"optimizer": "mars_m", "lr": 0.02, "weight_decay": 0.1},
+            "optimizer_kwargs={'scale': 'original'} with lr=",
+        ),
+    ],
+)
+def test_a_rate_of_the_other_unit_system_is_refused_unless_the_scale_is_named(name, overrides, words):
+    found = find_problems(get_recipe(name), overrides)
+    assert any(words in problem for problem in found)
+    scale = "match_rms_adamw" if "mars_m" in overrides.values() or "rms" in name else "original"
+    meant = find_problems(get_recipe(name), overrides | {"optimizer_kwargs": {"scale": scale}})
+    assert not any("kind of rate" in problem for problem in meant)
+
+
+def test_rates_within_an_order_of_magnitude_are_only_labelled():
+    for name, lr in (("llm/muon", 1e-3), ("llm/muon", 0.24), ("llm/muon_rms", 6e-3), ("llm/muon_rms", 1e-6)):
+        assert find_problems(get_recipe(name), {"lr": lr}) == []
 
 
 def test_good_groups():

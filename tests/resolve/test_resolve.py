@@ -120,8 +120,8 @@ def test_what_the_user_says_of_the_run_wins():
 
 @pytest.mark.parametrize("name", ALL)
 def test_lr_turns_scaling_off(name):
-    resolved = run(name, RunFacts(total_steps=1000), lr=0.5)
-    assert resolved.lr == 0.5
+    resolved = run(name, RunFacts(total_steps=1000), lr=0.007)
+    assert resolved.lr == 0.007
     assert resolved.provenance["lr"].origin == "yours"
     assert "never rescaled" in resolved.provenance["lr"].note
 
@@ -168,8 +168,9 @@ def test_another_optimizer_brings_its_own_values_or_asks(name, optimizer):
     if spec.registry_key not in row.settings:
         [problem] = refused(name, optimizer=optimizer)
         assert repr(optimizer) in problem and "lr= and weight_decay=" in problem
-        resolved = run(name, optimizer=optimizer, lr=0.5, weight_decay=0.25)
-        assert (resolved.lr, resolved.weight_decay) == (0.5, 0.25)
+        lr = 0.005 if row.matrix else 0.5  # a rate of both unit systems
+        resolved = run(name, optimizer=optimizer, lr=lr, weight_decay=0.25)
+        assert (resolved.lr, resolved.weight_decay) == (lr, 0.25)
         # Nor is the recipe's range the range of this optimizer's rate.
         assert resolved.provenance["lr"].value is None and resolved.provenance["weight_decay"].value is None
         for key in spec.hyperparameters:
@@ -406,6 +407,8 @@ def numbers_of(resolved):
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("overrides", [{}, {"lr": 1, "weight_decay": 0, "ema": True, "decay": "linear", "warmup": 3}])
 def test_provenance_is_complete(name, overrides):
+    if overrides and get_row(str(get_recipe(name).optimizer.number)).matrix:
+        overrides = overrides | {"lr": 0.005}  # 1 is of another unit system
     resolved = run(name, **overrides)
     found = dict(numbers_of(resolved))
     for key, value in found.items():
@@ -498,7 +501,11 @@ def test_random_overrides_resolve_to_themselves():
             ("betas" if betas else "momentum"): (rng.random(), rng.random()) if betas else rng.random(),
             "layer_decay": rng.uniform(0.01, 1),
         }
-        resolved = run(name, **asked)
+        kwargs = None
+        if "scale" in get_recipe(name).hyperparameters:
+            # Whoever names the scale may have any rate.
+            kwargs = {"scale": get_recipe(name).hyperparameters["scale"].number}
+        resolved = run(name, **asked, optimizer_kwargs=kwargs)
         assert (resolved.lr, resolved.weight_decay) == (asked["lr"], asked["weight_decay"])
         assert (resolved.clip.limit, resolved.ema.decay) == (asked["clip"], asked["ema"])
         assert resolved.schedule.warmup_steps == asked["warmup"] and resolved.layer_decay == asked["layer_decay"]

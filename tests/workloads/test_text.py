@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +11,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.workloads import ByteText, LanguageModel
 from lit_opt.workloads.text_data import read_bytes
 
-TINY = {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64, "context": 32}
+TINY: dict[str, Any] = {"layers": 1, "width": 32, "heads": 2, "mlp_width": 64, "context": 32}
 
 
 class Trained(LanguageModel):

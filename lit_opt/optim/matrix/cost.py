@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.plan import make_plan
@@ -27,7 +28,11 @@ def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
         >>> f"{orthogonalization_share(Muon(weights, lr=0.02), tokens=4096):.0%}"
         '48%'
     """
-    groups = optimizer.param_groups
+    # Shapes alone: looking at the parts of sharded tensors would make processes talk.
+    groups = [
+        group | {"params": [torch.empty(p.shape, dtype=p.dtype, device="meta") for p in group["params"]]}
+        for group in optimizer.param_groups
+    ]
     params = [param for group in groups for param in group["params"]]
     matrices = [
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]

@@ -1,5 +1,8 @@
 """One Optimizer for the Muon family: estimate the gradient, momentum, precondition, normalise, scale, decay and apply.
 
+Not run on a GPU so far. By reading, and by running it on the "meta" device, a step there never waits for the device:
+no number is read back, and rates may be 0-D tensors (orthogonalize="svd" waits inside torch).
+
 A method is a subclass that names its `Stages`. Groups have an "algorithm": the method's name, or "adamw" for what
 matrices are not meant for. All state is in self.state, and `p.grad` is never written to or kept.
 """
@@ -15,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_opt.averaging.shards import local, own_part
+from lit_opt.averaging.shards import is_sharded, local, own_part
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
-from lit_opt.optim.matrix.groups import complete_group, group_label
+from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
+from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
@@ -29,8 +33,6 @@ Group = Mapping[str, Any]
 States = Sequence[dict[str, Any]]
 # Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
 Mixes = dict[Tensor, tuple[Tensor | None, Tensor, float]]
-# DTensor parameter -> what goes into P, and the update, both whole.
-Whole = dict[Tensor, tuple[Tensor, Tensor]]
 
 
 def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list[Tensor]:
@@ -124,7 +126,7 @@ class MatrixOptimizer(Optimizer):
         """Let each process of a data-parallel run orthogonalise its share of the matrices.
 
         Only for processes that hold the same weights and step on the same gradients, as under DDP; every one has to
-        call this, and after deepcopy and pickle again. Without it each process computes everything, with the same
+        call this, and after deepcopy and pickle again. A Recipe calls it under Lightning's DDP. Without it each process computes everything, with the same
         result.
 
         Args:
@@ -168,22 +170,22 @@ class MatrixOptimizer(Optimizer):
         """
         loss = self._evaluate(closure)
         active: list[list[Tensor]] = []
-        mixes: Mixes = {}
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None and p.numel()]
             matrices = [] if group["algorithm"] == "adamw" else [p for p in params if p.ndim > 1]
             active.append(matrices)
-            self._adamw(group, params if group["algorithm"] == "adamw" else [p for p in params if p.ndim < 2])
-            if matrices:
-                self._prepare(group, matrices, mixes)
-        sharded: Whole = {}
+            if len(matrices) < len(params):
+                self._adamw(group, [p for p in params if p.ndim < 2] if matrices else params)
+        mixes: Mixes = {}
+        updates: dict[Tensor, Tensor] = {}
         for index, chunk in enumerate(self._chunks(active)):
-            batch = self._gather(chunk, mixes, sharded)
+            batch = self._gather(chunk, mixes)
             if self._processes > 1:
                 update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
             else:
                 update = self._precondition(chunk, batch)
-            self._apply(chunk, update, sharded)
+            # The batch is scratch by now.
+            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update, updates)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -193,8 +195,6 @@ class MatrixOptimizer(Optimizer):
             return closure()
 
     def _adamw(self, group: Group, params: list[Tensor]) -> None:
-        if not params:
-            return
         own = group["algorithm"] == "adamw"
         decay = group["weight_decay"] if own else group["fallback_weight_decay"]
         adamw_update(
@@ -206,26 +206,17 @@ class MatrixOptimizer(Optimizer):
             weight_decay=group["weight_decay"] if decay is None else decay,
         )
 
-    def _prepare(self, group: Group, params: list[Tensor], mixes: Mixes) -> None:
-        """Stages 1 and 2, and the decay, for all matrices of a group."""
-        sparse = [tuple(param.shape) for param in params if param.grad.is_sparse]  # type: ignore[union-attr]
-        if sparse:
-            raise RecipeError(
-                [
-                    f"{group_label(group)}the parameter of shape {sparse[0]} has a sparse gradient, and a matrix method "
-                    f"needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
-                ]
-            )
+    def _open(self, index: int, params: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor], float]:
+        """Stages 1 and 2, and the decay, for some matrices of a group: estimates, buffers and their share."""
+        group = self.param_groups[index]
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(param)
         estimates = self.stages.estimate(group, params, states)
         share = self.stages.momentum(group, estimates, states)
-        for param, estimate, state in zip(params, estimates, states, strict=True):
-            mixes[param] = (None if share == 1.0 else estimate, state["momentum_buffer"], share)
-        if group["lr"] * group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+        decay_(params, group["lr"] * group["weight_decay"])
+        return None if share == 1.0 else estimates, [state["momentum_buffer"] for state in states], share
 
     def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
         """The plan, made anew only where the parameters with gradients or the options changed."""
@@ -240,31 +231,35 @@ class MatrixOptimizer(Optimizer):
             self._shares = shares(self._plan, self._processes)
         return self._plan
 
-    def _gather(self, chunk: Chunk, mixes: Mixes, sharded: Whole) -> Tensor:
+    def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
         """Write (1 - w) C + w M of all slots into one batch."""
         batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=chunk.slots[0].param.device)
-        places = batch.unbind() if chunk.plain else [_place(batch, slot) for slot in chunk.slots]
-        for slot, target in zip(chunk.slots, places, strict=True):
+        first = 0
+        for index, params in chunk.opens:
+            estimates, buffers, share = self._open(index, params)
+            if chunk.plain:
+                fill_(batch[first : first + len(params)], estimates, buffers, share)
+                first += len(params)
+                continue
+            for i, (param, buffer) in enumerate(zip(params, buffers, strict=True)):
+                mixes[param] = (None if estimates is None else estimates[i], buffer, share)
+        for slot in () if chunk.plain else chunk.slots:
             estimate, buffer, share = mixes[slot.param]
-            if slot.sharded:
-                if slot.param not in sharded:
-                    whole = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
-                    sharded[slot.param] = (whole, torch.empty_like(whole))
-                estimate, buffer = None, sharded[slot.param][0]
-            if not slot.plain:
-                buffer = self._matrices(buffer, slot)
-                estimate = None if estimate is None else self._matrices(estimate, slot)
-                if slot.columns is None:
-                    target = target.view(buffer.shape)
-                else:
-                    buffer = buffer.reshape(target.shape)
-                    estimate = None if estimate is None else estimate.reshape(target.shape)
-            if estimate is None:
-                target.copy_(buffer)
-            elif estimate.dtype == target.dtype:
-                torch.lerp(estimate, buffer, share, out=target)
+            if slot.sharded and is_sharded(buffer):
+                buffer = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
+                estimate = None
+                mixes[slot.param] = (None, buffer, share)
+            if slot.last:
+                del mixes[slot.param]
+            target, group = place(batch, slot), self.param_groups[slot.group]
+            buffer = matrices_of(buffer, slot, group)
+            estimate = None if estimate is None else matrices_of(estimate, slot, group)
+            if slot.columns is None:
+                target = target.view(buffer.shape)
             else:
-                target.copy_(estimate).lerp_(buffer.to(target.dtype), share)
+                buffer = buffer.reshape(target.shape)
+                estimate = None if estimate is None else estimate.reshape(target.shape)
+            mix_(target, estimate, buffer, share)
         return batch
 
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
@@ -274,40 +269,36 @@ class MatrixOptimizer(Optimizer):
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
-    def _apply(self, chunk: Chunk, update: Tensor, sharded: Whole) -> None:
+    def _apply(self, chunk: Chunk, update: Tensor, updates: dict[Tensor, Tensor]) -> None:
         """Normalise, scale and apply."""
         if self.stages.normalise is not None:
-            update = update.to(chunk.dtype)
             moments = [self._row_moments(slot) for slot in chunk.slots]
             rows = torch.cat([moment.to(chunk.dtype) for moment in moments])
             self.stages.normalise(update, rows, chunk.options)
-            for slot, moment in zip(chunk.slots, moments, strict=True):
-                moment.copy_(rows[slot.place])
-        factors = {
-            (slot.group, slot.shape): -self.param_groups[slot.group]["lr"]
-            * scale_factor(self.param_groups[slot.group]["scale"], *slot.shape)
-            for slot in chunk.slots
-        }
-        parts = update.unbind() if chunk.plain else [_place(update, slot) for slot in chunk.slots]
-        for slot, part in zip(chunk.slots, parts, strict=True):
-            factor = factors[slot.group, slot.shape]
-            if slot.plain:
-                slot.param.add_(part, alpha=factor)
-            elif not slot.sharded:
-                target = self._matrices(slot.param, slot)
-                target.add_(part.reshape(target.shape), alpha=factor)
-            else:
-                target = self._matrices(sharded[slot.param][1], slot)
-                target.copy_(part.reshape(target.shape)).mul_(factor)
-                if slot.last:
-                    local(slot.param).add_(own_part(sharded.pop(slot.param)[1], slot.param))
+            torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
+        if chunk.plain:
+            parts = update.unbind()
+            for index, params in chunk.opens:
+                add_(params, parts[: len(params)], self._factor(index, chunk.shape[1:]))
+                parts = parts[len(params) :]
+            return
+        for slot in chunk.slots:
+            part, factor = place(update, slot), self._factor(slot.group, slot.shape)
+            if slot.sharded and slot.param not in updates:
+                updates[slot.param] = torch.empty(slot.param.shape, dtype=chunk.dtype, device=update.device)
+            whole = updates[slot.param] if slot.sharded else slot.param
+            target = matrices_of(whole, slot, self.param_groups[slot.group])
+            if not slot.sharded:
+                add_([target], [part.reshape(target.shape)], factor)
+                continue
+            target.copy_(part.reshape(target.shape)).mul_(factor)
+            if slot.last:
+                local(slot.param).add_(own_part(updates.pop(slot.param), slot.param))
 
-    def _matrices(self, tensor: Tensor, slot: Slot) -> Tensor:
-        """The slot's matrices as a view of a tensor with the parameter's shape."""
-        if slot.plain:
-            return tensor
-        view = blocks(tensor, self.param_groups[slot.group])[slot.block]
-        return view if slot.part is None else view[slot.part]
+    def _factor(self, index: int, shape: Sequence[int]) -> Any:
+        """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one."""
+        group = self.param_groups[index]
+        return -group["lr"] * scale_factor(group["scale"], *shape)
 
     def _row_moments(self, slot: Slot) -> Tensor:
         """The slot's second moments of rows, (count, rows, 1), a view of the state."""
@@ -321,8 +312,3 @@ class MatrixOptimizer(Optimizer):
 def _whole(tensor: Any) -> Tensor:
     """A DTensor's full tensor on every process."""
     return tensor.full_tensor()
-
-
-def _place(batch: Tensor, slot: Slot) -> Tensor:
-    part = batch[slot.place.start] if slot.plain else batch[slot.place]
-    return part if slot.columns is None else part[..., slot.columns]

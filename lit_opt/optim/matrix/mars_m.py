@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.engine import Group, MatrixOptimizer, Stages, States, averaged
 from lit_opt.optim.matrix.groups import group_label
@@ -33,18 +34,18 @@ def corrected_gradient(group: Group, params: Sequence[Tensor], states: States) -
     if group["variant"] == "efficient":
         return grads
     factor = group["gamma"] * group["momentum"] / (1 - group["momentum"])
-    estimates = []
     for grad, state in zip(grads, states, strict=True):
-        previous = state.get("previous_gradient")
-        estimate = grad * (1 + factor) if previous is None else torch.lerp(previous, grad, 1 + factor)
-        norm = torch.linalg.vector_norm(estimate, dtype=torch.promote_types(estimate.dtype, torch.float32))
-        # Division, so that a NaN stays one.
-        estimates.append(estimate.div_(norm.clamp_min(1.0).to(estimate.dtype)))
-        if group["variant"] == "approx":
-            if previous is None:
-                state["previous_gradient"] = grad.clone()
-            else:
-                previous.copy_(grad)
+        if "previous_gradient" not in state:
+            state["previous_gradient"] = torch.zeros_like(grad)
+    previous = [state["previous_gradient"] for state in states]
+    estimates = list(torch._foreach_lerp(previous, grads, 1 + factor))
+    precise = torch.promote_types(estimates[0].dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(estimate, dtype=precise) for estimate in estimates]
+    # Division, so that a NaN stays one.
+    torch._foreach_div_(estimates, [norm.clamp_min(1.0).to(grads[0].dtype) for norm in norms])
+    if group["variant"] == "approx":
+        # DTensors have no such call (torch 2.15); both are sharded alike.
+        torch._foreach_copy_([local(x) for x in previous], [local(grad) for grad in grads])
     return estimates
 
 
@@ -76,7 +77,9 @@ class MarsM(MatrixOptimizer):
 
     approx: the correction uses the last step's gradient. exact: it uses the gradient at the last step's weights on
     this step's batch, for which the closure is called twice; the closure has to zero the gradients itself, so
-    accumulated gradients do not work. Random numbers of both calls agree; a batch norm's statistics move twice.
+    accumulated gradients do not work. Random numbers of both calls agree, so dropout drops the same; a batch norm's
+    statistics move twice. Under Lightning, training_step, its logging and the hooks around backward run twice as well;
+    a Recipe refuses it under accumulation, 16-mixed, manual optimization and FSDP2.
     efficient: one buffer instead of two, without the clipping.
 
     The corrected gradient is clipped to a norm of 1 for each parameter, as in the official code, so the update is not

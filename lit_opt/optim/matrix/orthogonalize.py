@@ -3,10 +3,11 @@
 Paths, all equal up to rounding (tests/optim/matrix/test_orthogonalize.py):
 - standard: X <- aX + (b XX' + c (XX')^2) X, three products a step.
 - Gram: from twice as wide as high, the same iteration on the small matrix XX' (Dao-AILab's Gram-Newton-Schulz). It
-  loses precision with each step, so it starts anew from X: in float32 before steps 2, 5, ... (from 0), which makes it
-  as accurate as the standard path (3e-3 off without). In bfloat16 it does so every two steps, and polar_express gets
-  a margin at step 2: where its polynomials touch the end of their interval, rounding leads beyond it. Without the
-  margin 1 in 70 small or sparse matrices of the tests had singular values up to 100.
+  loses precision with each step, so it starts anew from X: in float32 before steps 2, 5, ... (from 0), which keeps it
+  within 1e-5 of the formula as the standard path is (on real momentum buffers, five steps; 2e-4 without, and with more
+  steps singular values up to 6). In bfloat16 it does so every two steps, and polar_express gets a margin at step 2:
+  where its polynomials touch the end of their interval, rounding leads beyond it. Without the margin 1 in 70 small or
+  sparse matrices of the tests had singular values up to 100, with fewer restarts up to 1e9.
 - On a CPU, symmetric products from 256 rows up are computed by blocks, each mirrored block once.
 """
 
@@ -26,12 +27,18 @@ DTYPES = ("auto", "bfloat16", "float32", "float64")
 # Rows, and entries of the left matrix, from which blocks win (measured with AVX512-BF16).
 _BLOCKED_FROM = 256
 _BLOCKED_SIZE = {torch.bfloat16: 400_000}
+# Rows of the smallest block; 96 elsewhere.
+_LEAST_BLOCK = {torch.bfloat16: 192}
 _GRAM_FROM_RATIO = 2
 _BFLOAT16_FROM = 64
+# Norms whose squares neither vanish nor overflow in float32, with a wide margin.
+_USUAL = (1e-10, 1e15)
 # Gram path: (first restart, steps between two).
 _RESTARTS = (2, 3)
-# Presets that may take it in bfloat16. polar_express_paper has no margin at any step.
-_RESTARTS_BFLOAT16 = {"polar_express": (1, 2), "jordan": (2, 2), "quintic": (2, 2)}
+# Presets that may take it in bfloat16, jordan for up to five steps. polar_express_paper and quintic may not at all: of
+# 40,000 small matrices one or two came out with singular values of 20 and more.
+_RESTARTS_BFLOAT16 = {"polar_express": (1, 2), "jordan": (2, 2)}
+_GRAM_STEPS_BFLOAT16 = {"jordan": 5}
 # What polar_express's step 2 is divided by there; 1.05 is too little.
 _MARGIN = 1.12
 
@@ -126,17 +133,25 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
     """
     if batch.numel() == 0:
         return batch.to(dtype)
-    # By the largest entry first and then by the norm, so that no square overflows or vanishes.
-    # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
-    largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
-    batch.div_(largest.where(largest != 0, 1.0))
-    norm = torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
-    # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
-    inverse = norm.clamp_min(1.0).mul_(SAFETY.get(preset, 1.0)).reciprocal_()
+    norm = _norms(batch)
+    usual = (norm > _USUAL[0]) & (norm < _USUAL[1])
+    # Read on a CPU alone: elsewhere it would wait for the device.
+    if norm.device.type != "cpu" or torch.compiler.is_compiling() or not bool(usual.all()):
+        # By the largest entry first and then by the norm, so that no square overflows or vanishes.
+        # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
+        largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
+        batch.div_(largest.where(~usual & (largest != 0), 1.0))
+        # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
+        norm = norm.where(usual, _norms(batch).clamp_min_(1.0))
+    inverse = norm.mul_(SAFETY.get(preset, 1.0)).reciprocal_()
     x = torch.mul(batch, inverse, out=batch if dtype == batch.dtype else torch.empty_like(batch, dtype=dtype))
     if preset == "svd":
         return _exact(x)
     return newton_schulz(x, preset, ns_steps)
+
+
+def _norms(batch: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
 
 
 def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
@@ -153,6 +168,8 @@ def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
     triples = coefficients(preset, ns_steps)
     short, long = sorted(x.shape[-2:])
     restarts = _RESTARTS_BFLOAT16.get(preset) if x.dtype == torch.bfloat16 else _RESTARTS
+    if x.dtype == torch.bfloat16 and ns_steps > _GRAM_STEPS_BFLOAT16.get(preset, ns_steps):
+        restarts = None
     iterate: Callable[[Tensor, tuple[Triple, ...]], Tensor] = _standard
     if restarts is not None and long >= _GRAM_FROM_RATIO * short:
         iterate = partial(_gram, restarts=range(restarts[0], ns_steps, restarts[1]))
@@ -178,21 +195,17 @@ def _margins(steps: int) -> list[float]:
 
 
 def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
-    """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Z and Q are symmetric and commute."""
+    """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Q and each step's polynomial are symmetric and commute."""
     r, q = _gram_matrix(x), None
     for step, (a, b, c) in enumerate(triples):
         if step in restarts and q is not None:
             x = x @ q if _is_tall(x) else q @ x
             r, q = _gram_matrix(x), None
-        z = _symmetric(r, r, r, b, c)
-        if q is None:
-            q = z.clone()
-            q.diagonal(dim1=-2, dim2=-1).add_(a)
-        else:
-            q = _symmetric(q, z, q, a)
+        polynomial = _symmetric(r, r, r, b, c)
+        polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
+        q = polynomial if q is None else _symmetric(q, polynomial)
         if step + 1 < len(triples) and step + 1 not in restarts:
-            rz = _symmetric(r, z, r, a)
-            r = _symmetric(rz, z, rz, a)
+            r = _symmetric(_symmetric(polynomial, r), polynomial)
     assert q is not None
     return x @ q if _is_tall(x) else q @ x
 
@@ -210,26 +223,37 @@ def _add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float = 1.
     return (torch.addmm if c.ndim == 2 else torch.baddbmm)(c, a, b, beta=beta, alpha=alpha)
 
 
-def _symmetric(
-    a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0, levels: int = 2
-) -> Tensor:
-    """The product beta c + alpha a b, known to be symmetric up to rounding; large ones by blocks: 5/8 of the work.
+def _symmetric(a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0, alpha: float = 1.0) -> Tensor:
+    """The product beta c + alpha a b, known to be symmetric up to rounding; large ones by blocks: 9/16 of the work.
 
     Rounding matters: a b' in place of a b, with b symmetric but for bfloat16, leaves singular values up to 2e4.
     """
     rows = a.size(-2)
-    if a.ndim == 3 or levels == 0 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
+    if a.ndim == 3 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
         return a @ b if c is None else _add_product(c, a, b, beta, alpha)
-    half = rows // 2
-    low, high = slice(None, half), slice(half, None)
     out = a.new_empty(rows, rows)
+    _symmetric_into(out, a, b, c, beta, alpha, 2 * _LEAST_BLOCK.get(a.dtype, 96))
+    return out
+
+
+def _symmetric_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alpha: float, least: int) -> None:
+    """Write the product to a view: below `least` rows as it is, else the diagonal's quarters and one beside them."""
+    if a.size(0) < least:
+        _product_into(out, a, b, c, beta, alpha)
+        return
+    low, high = slice(None, a.size(0) // 2), slice(a.size(0) // 2, None)
     for part in (low, high):
         corner = None if c is None else c[part, part]
-        out[part, part] = _symmetric(a[part], b[:, part], corner, beta, alpha, levels - 1)
-    side = a[high] @ b[:, low] if c is None else _add_product(c[high, low], a[high], b[:, low], beta, alpha)
-    out[high, low] = side
-    out[low, high] = side.mT
-    return out
+        _symmetric_into(out[part, part], a[part], b[:, part], corner, beta, alpha, least)
+    _product_into(out[high, low], a[high], b[:, low], None if c is None else c[high, low], beta, alpha)
+    out[low, high] = out[high, low].mT
+
+
+def _product_into(out: Tensor, a: Tensor, b: Tensor, c: Tensor | None, beta: float, alpha: float) -> None:
+    if c is None:
+        torch.mm(a, b, out=out)
+    else:
+        torch.addmm(c, a, b, beta=beta, alpha=alpha, out=out)
 
 
 def _exact(x: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from lit_opt.averaging.shards import is_sharded
+from lit_opt.errors import RecipeError
+from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 
@@ -32,7 +34,7 @@ class Slot:
         columns: Their columns within the chunk's matrices; None for all (a stack has several parameters side by side).
         shape: Outputs and inputs of one of them.
         rows: Their range within the parameter's rows, for statistics of rows.
-        plain: The parameter is one matrix as it stands.
+        plain: The parameter is one matrix as it stands, or with its kernel's dimensions read as one.
         sharded: It is a DTensor.
         last: No later slot of the plan belongs to this parameter.
     """
@@ -60,6 +62,7 @@ class Chunk:
         options: orthogonalize, ns_steps, ns_dtype and the method's own options that they share.
         slots: What fills it.
         plain: All slots are.
+        opens: (group, parameters) whose first matrices are here, in the order of the slots.
     """
 
     shape: tuple[int, int, int]
@@ -67,6 +70,7 @@ class Chunk:
     options: Mapping[str, Any]
     slots: tuple[Slot, ...]
     plain: bool
+    opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
 
     @property
     def flops(self) -> int:
@@ -95,6 +99,9 @@ def make_plan(
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
 
+    Raises:
+        RecipeError: A sparse gradient.
+
     Example:
         >>> import torch
         >>> params = [torch.ones(4, 3, requires_grad=True) for _ in range(2)]
@@ -103,6 +110,7 @@ def make_plan(
         >>> [chunk.shape for chunk in make_plan([group], [params], ["orthogonalize", "ns_steps", "ns_dtype"])]
         [(2, 4, 3)]
     """
+    _refuse_sparse(groups, active)
     buckets: dict[tuple[Any, ...], list[_Piece]] = defaultdict(list)
     for index, (group, params) in enumerate(zip(groups, active, strict=True)):
         for members in _stacks(group, params):
@@ -118,7 +126,23 @@ def make_plan(
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
             chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain))
-    return _mark_last(chunks)
+    return _mark_first(_mark_last(chunks))
+
+
+def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
+    sparse = [
+        (group, tuple(p.shape))
+        for group, params in zip(groups, active, strict=True)
+        for p in params
+        if p.grad is not None and p.grad.is_sparse
+    ]
+    if sparse:
+        raise RecipeError(
+            [
+                f"{group_label(sparse[0][0])}the parameter of shape {sparse[0][1]} has a sparse gradient, and a matrix "
+                f"method needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
+            ]
+        )
 
 
 def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -133,8 +157,10 @@ def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Ten
 def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
     pieces, first_row = [], 0
     split = group.get("split_sizes") or group.get("num_heads")
-    plain = len(members) == 1 and not split and layout_of(group, members[0]) == "matrix" and not is_sharded(members[0])
-    for block, view in enumerate(blocks(members[0], group)):
+    as_it_is = layout_of(group, members[0]) in ("matrix", "conv")
+    plain = len(members) == 1 and not split and as_it_is and not is_sharded(members[0])
+    # Shapes alone: looking at the parts of sharded tensors would make processes talk.
+    for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
         count, rows, cols = shape_of(view)
         used = slice(first_row, first_row + count * rows)
         first_row = used.stop
@@ -150,7 +176,7 @@ def _whole_shape(piece: _Piece) -> tuple[int, int]:
 
 def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
     short = min(rows, cols)
-    each = (3 * rows * cols + 4 * short * short) * dtype.itemsize
+    each = (3 * rows * cols + 5 * short * short) * dtype.itemsize
     return max(1 if device.type == "cpu" else _GPU_BATCH, _SCRATCH_BYTES // each)
 
 
@@ -202,3 +228,19 @@ def _mark_last(chunks: list[Chunk]) -> list[Chunk]:
 
 def _as_last(slot: Slot) -> Slot:
     return replace(slot, last=True)
+
+
+def _mark_first(chunks: list[Chunk]) -> list[Chunk]:
+    seen: set[int] = set()
+    marked = []
+    for chunk in chunks:
+        runs: list[tuple[int, list[Tensor]]] = []
+        for slot in chunk.slots:
+            if id(slot.param) in seen:
+                continue
+            seen.add(id(slot.param))
+            if not runs or runs[-1][0] != slot.group:
+                runs.append((slot.group, []))
+            runs[-1][1].append(slot.param)
+        marked.append(replace(chunk, opens=tuple((group, tuple(params)) for group, params in runs)))
+    return marked

@@ -21,6 +21,10 @@ FORMULAS = {
 # Scale -> whose learning rates it takes.
 UNITS = {"original": "Muon", "spectral_unclamped": "Muon", "unit": "Muon", "match_rms_adamw": "AdamW"}
 
+# Unit system -> usual rate, and beyond which a rate is the other system's: an order of magnitude from what is published.
+USUAL_RATE = {"Muon": 0.02, "AdamW": 3e-4}
+LOWEST_MUON, HIGHEST_ADAMW = 1e-3, 1e-2
+
 
 def scale_factor(scale: str, rows: int, cols: int) -> float:
     """What an orthogonal update of that shape is multiplied by, beside the learning rate.
@@ -53,6 +57,35 @@ def update_rms(lr: float, scale: str, rows: int, cols: int) -> float:
         ('6.3e-04', '6.0e-05')
     """
     return lr * scale_factor(scale, rows, cols) / math.sqrt(max(rows, cols))
+
+
+def check_rate(lr: float, scale: str, *, where: str = "") -> list[str]:
+    """Refuse a learning rate of the other unit system.
+
+    Args:
+        lr: Peak learning rate.
+        scale: A key of `FORMULAS`.
+        where: Put in front of a problem.
+
+    Returns:
+        One problem in words, or an empty list.
+
+    Example:
+        >>> check_rate(0.005, "original"), check_rate(1e-5, "match_rms_adamw")
+        ([], [])
+        >>> print(check_rate(3e-4, "original")[0])
+        lr: 0.0003 is AdamW's kind of rate, and scale 'original' takes Muon's, about 0.02 (not below 0.001). The update lr * sqrt(max(1, rows / cols)) * P(G) would have an RMS of 9.4e-06 a step at 1024 x 1024, against 6.3e-04 at 0.02.
+    """
+    own = UNITS[scale]
+    if (own == "Muon" and lr >= LOWEST_MUON) or (own == "AdamW" and lr <= HIGHEST_ADAMW):
+        return []
+    other, bound = ("AdamW", f"below {LOWEST_MUON:g}") if own == "Muon" else ("Muon", f"above {HIGHEST_ADAMW:g}")
+    usual = USUAL_RATE[own]
+    return [
+        f"{where}lr: {lr:g} is {other}'s kind of rate, and scale {scale!r} takes {own}'s, about {usual:g} (not {bound}). "
+        f"The update lr * {FORMULAS[scale]} * P(G) would have an RMS of {update_rms(lr, scale, 1024, 1024):.1e} a step at "
+        f"1024 x 1024, against {update_rms(usual, scale, 1024, 1024):.1e} at {usual:g}."
+    ]
 
 
 def check_units(base: Mapping[str, Any], given: Mapping[str, Any], *, where: str = "") -> list[str]:

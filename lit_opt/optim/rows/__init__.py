@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import first_order, large_batch, matrix
+from lit_opt.optim.rows import adaptive, first_order, large_batch, matrix, wrappers
 from lit_opt.optim.schema import OptimizerRow
 
-ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *large_batch.ROWS, *matrix.ROWS)
+ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *adaptive.ROWS, *large_batch.ROWS, *matrix.ROWS, *wrappers.ROWS)

@@ -100,7 +100,7 @@ _DIFFUSION_LR = Value(
     source="DiT train.py:155, SiT train.py:181, guided-diffusion; LightningDiT for the square root",
 )
 
-_ADAMW_SETTINGS = {
+ADAMW_SETTINGS = {
     # "none": 3e-4 was published at 0.5 M and at 4.2 M tokens. Model size moves it more than the batch does.
     "llm": _adam(
         Value(
@@ -255,7 +255,7 @@ ROWS = (
         source="arXiv:1711.05101; torch.optim.AdamW, equal to the formula in float64",
         evidence="standard",
         hyperparameters={"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
-        settings=_ADAMW_SETTINGS,
+        settings=ADAMW_SETTINGS,
         fused=True,
     ),
 )

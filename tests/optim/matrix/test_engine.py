@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from benchmarks.memory import extra_peak
 from lit_opt.errors import RecipeError
 from lit_opt.optim import MarsM, Muon, NorMuon, Teon, build
 from lit_opt.optim.matrix.cost import orthogonalization_share
@@ -566,31 +567,92 @@ def test_low_precision_weights_move_as_float32_ones(name: str, dtype: torch.dtyp
     assert torch.nn.functional.cosine_similarity(moves[0], moves[1], dim=0) > 0.99
 
 
-def test_under_a_grad_scaler():
+@pytest.mark.parametrize("name", METHODS)
+def test_under_a_grad_scaler(name: str):
     model = nn.Linear(4, 4)
-    optimizer = build("muon", model.parameters(), lr=0.02)
+    optimizer = build(name, model.parameters(), lr=0.02)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
     before = model.weight.detach().clone()
     scaler.scale(model(torch.eye(4)).square().sum()).backward()
     scaler.step(optimizer)
     scaler.update()
     assert not torch.equal(model.weight, before)
-    kept = model.weight.detach().clone()
+    kept, state = model.weight.detach().clone(), copy.deepcopy(optimizer.state_dict()["state"])
     model.weight.grad.fill_(torch.inf)  # type: ignore[union-attr]
     scaler.step(optimizer)
     assert torch.equal(model.weight, kept)
+    for index, held in optimizer.state_dict()["state"].items():
+        assert all(torch.equal(held[key], state[index][key]) for key in held)
 
 
-def test_a_compiled_step_is_the_same(monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(
+    ("name", "backend"),
+    [("normuon", "eager"), *(pytest.param(name, "aot_eager", marks=pytest.mark.slow) for name in METHODS)],
+)
+def test_a_compiled_step_is_the_same(name: str, backend: str, monkeypatch: pytest.MonkeyPatch):
+    """With rates as tensors, which a captured graph reads anew at each step, and that change between steps."""
     results = []
     for compiled in (False, True):
         params = params_of((8, 5), (8, 5), (6, 3, 2, 2), (7,))
-        optimizer = build("normuon", params, lr=0.02)
+        lr = torch.tensor(0.02, dtype=F64) if compiled else 0.02
+        optimizer = build(name, params, lr=0.02, weight_decay=0.1)
+        group = optimizer.param_groups[0]
         if compiled:
-            monkeypatch.setattr(optimizer, "step", torch.compile(optimizer.step, backend="eager"))
+            group |= {"lr": lr, "weight_decay": torch.tensor(0.1, dtype=F64)}
+            torch._dynamo.reset()
+            monkeypatch.setattr(optimizer, "step", torch.compile(optimizer.step, backend=backend))
+        for step in range(3):
+            run(optimizer, params, steps=1)
+            group["lr"] = lr.mul_(0.5) if compiled else 0.02 * 0.5 ** (step + 1)  # type: ignore[union-attr]
+        results.append([p.detach() for p in params])
+    assert_near(results[0], results[1], 1e-13)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rates_as_tensors_are_the_same(name: str):
+    results = []
+    for kind in (float, torch.tensor):
+        params = params_of((8, 5), (6, 3, 2, 2), dtype=torch.float32)
+        optimizer = build(name, params, lr=0.02)
+        optimizer.param_groups[0] |= {"lr": kind(0.02), "weight_decay": kind(0.1)}
         run(optimizer, params)
         results.append([p.detach() for p in params])
-    assert_near(results[0], results[1], 1e-14)
+    assert_near(results[0], results[1], 1e-6)
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("keywords", [{}, {"num_heads": 2}, {"orthogonalize": "jordan"}], ids=str)
+def test_the_device_is_never_waited_for(name: str, keywords: dict[str, Any]):
+    """On "meta", where no number can be read, and which takes the same way as a GPU."""
+    params = [Parameter(torch.empty(shape, device="meta")) for shape in ((8, 5), (8, 5), (6, 20), (6, 3, 2, 2))]
+    optimizer = build(name, params, lr=0.02, **keywords)
+    for _ in range(2):
+        for param in params:
+            param.grad = torch.empty_like(param)
+        optimizer.step()
+    with pytest.raises(RuntimeError):
+        bool(params[0].sum())
+
+
+# ---- memory
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", METHODS)
+def test_scratch_stays_within_the_limit(name: str, dtype: str, monkeypatch: pytest.MonkeyPatch):
+    """At most the limit, or one matrix on a CPU where that is more, whatever the number of matrices."""
+    import lit_opt.optim.matrix.plan as plan
+
+    limit = 2 * 2**20
+    monkeypatch.setattr(plan, "_SCRATCH_BYTES", limit)
+    shapes: list[tuple[int, ...]] = [*[(64, 128)] * 60, *[(128, 64)] * 20]
+    params = params_of(*shapes, dtype=torch.float32)
+    optimizer = build(name, params, lr=0.02, ns_dtype=dtype)
+    run(optimizer, params, steps=1)
+    assert extra_peak(optimizer.step) <= limit
+    monkeypatch.setattr(plan, "_SCRATCH_BYTES", 100 * limit)
+    optimizer._forget_plan()  # type: ignore[attr-defined]
+    assert extra_peak(optimizer.step) > limit
 
 
 def test_the_estimated_share_is_that_of_the_formula():

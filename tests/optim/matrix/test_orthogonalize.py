@@ -79,13 +79,29 @@ def test_no_singular_value_passes_the_limit(preset: str, steps: int, dtype: str)
 
 
 @pytest.mark.parametrize("shape", ["small", "sparse", "tall"])
-@pytest.mark.parametrize("preset", SAFETY)
-def test_many_small_and_sparse_matrices_stay_within_the_limit_in_bfloat16(preset: str, shape: str):
+@pytest.mark.parametrize(("preset", "steps"), [*((p, 5) for p in SAFETY), ("jordan", 8)])
+def test_many_small_and_sparse_matrices_stay_within_the_limit_in_bfloat16(preset: str, steps: int, shape: str):
     tiny = torch.stack([matrix(4, 16, kind, seed) for seed in range(150) for kind in KINDS]).float()
     if shape != "small":
         tiny = torch.nn.functional.pad(tiny, (0, 64, 0, 28))
     x = tiny.mT.contiguous() if shape == "tall" else tiny
-    assert torch.linalg.matrix_norm(orthogonalize(x, preset, 5, "bfloat16"), 2).max() <= 1.25
+    assert torch.linalg.matrix_norm(orthogonalize(x, preset, steps, "bfloat16"), 2).max() <= 1.25
+
+
+def test_more_steps_of_jordan_are_not_taken_on_the_gram_matrix_in_bfloat16(monkeypatch: pytest.MonkeyPatch):
+    """Where 14 of 50,000 small matrices had a singular value above 1.25."""
+    x = torch.stack([matrix(3, 9, "rank_1", seed) for seed in range(200)]).float()
+    assert torch.linalg.matrix_norm(orthogonalize(x, "jordan", 8, "bfloat16"), 2).max() <= 1.25
+    monkeypatch.setattr(module, "_GRAM_STEPS_BFLOAT16", {})
+    assert torch.linalg.matrix_norm(orthogonalize(x, "jordan", 8, "bfloat16"), 2).max() > 1.25
+
+
+def test_float32_needs_its_restart(monkeypatch: pytest.MonkeyPatch):
+    x = matrix(64, 256, "steep")
+    exact = naive(x, "polar_express", 5)
+    assert (orthogonalize(x.float(), ns_dtype="float32") - exact).abs().max() < 3e-5
+    monkeypatch.setattr(module, "_RESTARTS", (99, 99))
+    assert (orthogonalize(x.float(), ns_dtype="float32") - exact).abs().max() > 1e-4
 
 
 def test_without_the_margin_they_would_not(monkeypatch: pytest.MonkeyPatch):

@@ -1,0 +1,128 @@
+"""What a matrix optimizer asks of a run: what it cannot do there, its work divided, and one line on its cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from lit_opt.callbacks.facts import largest_accumulation
+from lit_opt.errors import RecipeError
+from lit_opt.optim import get_row
+from lit_opt.optim.matrix.cost import orthogonalization_share
+from lit_opt.resolve.resolved import ResolvedRecipe
+
+# DDP hooks after which gradients still differ between processes.
+_NOT_SYNCHRONISED = {"post_localSGD_hook", "noop_hook"}
+
+
+def is_matrix_method(resolved: ResolvedRecipe) -> bool:
+    """Whether the recipe's optimizer orthogonalises."""
+    return isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
+
+
+def refuse_exact(resolved: ResolvedRecipe, trainer: Any, module: Any) -> None:
+    """Refuse MARS-M's exact variant where the step cannot evaluate the same batch twice.
+
+    Raises:
+        RecipeError: All reasons, each with the remedy.
+    """
+    if resolved.hyperparameters.get("variant") != "exact":
+        return
+    start = "optimizer_kwargs.variant: 'exact' evaluates each batch twice, at the last weights and at these, and"
+    instead = "or type variant='approx', which takes the last step's gradient instead."
+    problems = []
+    accumulation = largest_accumulation(trainer)
+    if accumulation > 1:
+        problems.append(
+            f"{start} of {accumulation} accumulated batches only the last is there when the optimizer steps. Set "
+            f"accumulate_grad_batches=1 with larger batches, {instead}"
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        problems.append(
+            f"{start} under precision={trainer.precision!r} Lightning steps without the closure that does so. Use "
+            f"'bf16-mixed' or '32-true', {instead}"
+        )
+    if not module.automatic_optimization:
+        problems.append(
+            f"{start} under manual optimization nothing here knows how. Use automatic optimization, call "
+            f"optimizer.step(closure) of lit_opt.optim.MarsM yourself, {instead}"
+        )
+    if type(trainer.strategy).__name__ == "ModelParallelStrategy":
+        problems.append(
+            f"{start} FSDP2 may still hold gathered weights of one when the other is to be seen. Use DDP, {instead}"
+        )
+    if problems:
+        raise RecipeError(problems)
+
+
+def share_work(optimizer: Optimizer, trainer: Any, module: Any) -> bool:
+    """Let the processes of a DDP run divide the orthogonalisation; every process has to call it.
+
+    Nothing is divided where gradients may differ between processes (local SGD, parameters that DDP ignores, manual
+    optimization, which may step before it synchronises), where there is one process, or under another strategy.
+
+    Returns:
+        Whether the work is divided.
+    """
+    strategy = trainer.strategy
+    kinds = {kind.__name__ for kind in type(strategy).__mro__}
+    hook = getattr(getattr(strategy, "_ddp_comm_hook", None), "__name__", "")
+    divided = (
+        hasattr(optimizer, "share_work")
+        and "DDPStrategy" in kinds
+        and not kinds & {"DeepSpeedStrategy", "XLAStrategy"}
+        and trainer.world_size > 1
+        and torch.distributed.is_initialized()
+        and module.automatic_optimization
+        and getattr(strategy, "_model_averaging_period", None) is None
+        and hook not in _NOT_SYNCHRONISED
+        and not getattr(module, "_ddp_params_and_buffers_to_ignore", None)
+    )
+    if divided:
+        optimizer.share_work(strategy._ddp_kwargs.get("process_group"))  # type: ignore[attr-defined]
+    return divided
+
+
+def cost_line(optimizer: Optimizer, resolved: ResolvedRecipe, batch: Any, accumulation: int) -> str:
+    """The share of a step's operations that the orthogonalisation takes, in words; "" where it cannot be known.
+
+    The estimate needs tokens: those of the recipe (batch_tokens=), or in the setting llm those of the first batch.
+
+    Args:
+        optimizer: Of the run.
+        resolved: Its recipe.
+        batch: The first batch of this process.
+        accumulation: Batches an optimizer step.
+    """
+    if not is_matrix_method(resolved):
+        return ""
+    processes = resolved.facts.data_parallel_size or 1
+    tokens, how = resolved.facts.tokens_per_batch, "as given"
+    if tokens is None and resolved.setting == "llm":
+        ids = [x for x in _tensors(batch) if x.ndim > 1 and x.dtype in (torch.int64, torch.int32)]
+        first = max((x.numel() for x in ids), default=0)
+        tokens = first * accumulation * processes
+        how = f"{first:,} in the first batch x accumulation {accumulation} x {processes} processes"
+    if not tokens:
+        return ""
+    divided = getattr(optimizer, "_processes", 1) > 1
+    share = orthogonalization_share(optimizer, tokens if divided else max(tokens // processes, 1))
+    work = f"divided among {processes} processes" if divided else "all of it in each process" if processes > 1 else ""
+    return (
+        f"{resolved.optimizer}: about {share:.0%} of a step's operations go into the orthogonalisation"
+        f"{f', {work}' * bool(work)} (estimate at {tokens:,} tokens a step: {how})."
+    )
+
+
+def _tensors(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, Tensor):
+        yield batch
+    elif isinstance(batch, Mapping):
+        yield from _tensors(list(batch.values()))
+    elif isinstance(batch, list | tuple):
+        for part in batch:
+            yield from _tensors(part)

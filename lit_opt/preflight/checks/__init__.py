@@ -1,0 +1,1 @@
+"""One file a theme, each with a tuple `CHECKS`; `lit_opt.preflight.check` runs them all."""
