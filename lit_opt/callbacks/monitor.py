@@ -43,7 +43,8 @@ class OptimizerMonitor(Callback):
 
     What it costs: on a logged step copies of the sampled weights (at most 4 tensors a group, freed in the same step; of all
     weights with `weights="all"`), one product of a matrix with itself a group, and one read of the device. On other
-    steps nothing but a comparison where a Recipe clips. `benchmarks/results/optimizer_monitor.md` has the figures.
+    steps nothing but a comparison where a Recipe clips. 3 to 7 % of a step in small models when every step is logged
+    (`benchmarks/results/optimizer_monitor.md`).
 
     Not measured: gradient norms under DeepSpeed and FSDP1 without a Recipe's clipping; what lies in FSDP1's flat shards
     is this process's part. Not run on a GPU so far.

@@ -11,16 +11,15 @@ from lit_opt.callbacks.recipe import Recipe
 
 def recipe_clipping(trainer: Any) -> tuple[Any, Any] | None:
     """How a Recipe among the callbacks clips by norm, and the last norm."""
-    found = next((c.clipping for c in trainer.callbacks if isinstance(c, Recipe)), None)
-    return found if found is not None and found[0].kind == "norm" else None
+    clip, norm = _clipping(trainer)
+    return (clip, norm) if clip is not None and clip.kind == "norm" else None
 
 
 def norm_limit(trainer: Any, module: Any) -> float | None:
     """The largest norm that is let through; inf where nothing clips, None where it is not known."""
-    recipes = [c for c in trainer.callbacks if isinstance(c, Recipe)]
-    if recipes and recipes[0].clipping is not None:
-        known = recipe_clipping(trainer)
-        return float(known[0].limit) if known else None
+    clip, _ = _clipping(trainer)
+    if clip is not None:
+        return float(clip.limit) if clip.kind == "norm" else None
     if not module.automatic_optimization:
         return math.inf
     if is_overridden(module, "configure_gradient_clipping"):
@@ -41,3 +40,9 @@ def index_of(trainer: Any, optimizer: Any) -> int:
 def logged_steps(trainer: Any) -> int:
     """What Lightning logs by: batches that ended with an optimizer step."""
     return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
+def _clipping(trainer: Any) -> tuple[Any, Any]:
+    """What the Recipe of this fit clips to, and the norm of the last step's gradients before that."""
+    sessions = [c._session for c in trainer.callbacks if isinstance(c, Recipe) and c._session is not None]
+    return (sessions[0].clip, sessions[0].norm) if sessions else (None, None)

@@ -154,12 +154,6 @@ class Recipe(Plans, OwnsEMA):
         """The learning-rate scheduler of the current or last run."""
         return self.run.scheduler if self.run else None
 
-    @property
-    def clipping(self) -> tuple[ClipSpec, Any] | None:
-        """During `fit`: how it clips, and the norm of the last step's gradients before that; None where it does not."""
-        s = self._session
-        return (s.clip, s.norm) if s is not None and s.clip is not None else None
-
     # ---- public ways besides Trainer(callbacks=[...])
 
     def attach(self, module: Any) -> Any:

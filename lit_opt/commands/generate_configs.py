@@ -215,7 +215,7 @@ def config_text(name: str) -> str:
     """
     recipe, work = TABLE[name]
     written = "Written by `python -m lit_opt.commands.generate_configs`; copy it to change it."
-    return workload_config(recipe, work, about=[work.about, written], config=name, run=name)
+    return workload_config(recipe, work, about=[*textwrap.wrap(work.about, 115), written], config=name, run=name)
 
 
 def workload_config(recipe: str, work: Workload, *, about: Sequence[str], config: str, run: str) -> str:

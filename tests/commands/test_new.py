@@ -80,10 +80,9 @@ def test_the_code_stands_alone(name):
     for file in ("model.py", "data.py"):
         for word in ("problems", "require(", ">>>", "Raises:"):
             assert word not in files[file], file
-    assert re.findall(r"^(?:from|import) lit_opt.*", files["model.py"], re.M) in (
-        [],
-        ["from lit_opt.errors import RecipeError"],
-    )
+    own = re.findall(r"^(?:from|import) (lit_opt\S*)", files["model.py"], re.M)
+    assert set(own) <= {"lit_opt.errors", "lit_opt.workloads.pretrained"}
+    assert ("import peft" in files["model.py"]) == (name == "llm/lora")
     own = re.findall(r"^from (lit_opt\S*)", files["data.py"], re.M)
     assert set(own) <= {"lit_opt.workloads", "lit_opt.errors", "lit_opt.workloads.glyphs"}
 
@@ -95,7 +94,9 @@ def test_ruff_has_nothing_to_say(tmp_path):
         run = {"cwd": tmp_path / name.replace("/", "-"), "capture_output": True, "text": True}
         rules = ["--isolated", "--line-length=120"]
         ruff = [sys.executable, "-m", "ruff"]
-        lint = subprocess.run([*ruff, "check", *rules, "--select=E,F,I,UP,B,SIM,C4,ANN001,ANN201", "."], **run)
+        lint = subprocess.run(
+            [*ruff, "check", *rules, "--select=E,F,I,UP,B,SIM,C4,ANN001,ANN201", "--ignore=E501", "."], **run
+        )
         assert lint.returncode == 0, f"{name}: {lint.stdout}{lint.stderr}"
         layout = subprocess.run([*ruff, "format", "--diff", *rules, "."], **run)
         assert layout.returncode == 0, f"{name}: {layout.stdout}{layout.stderr}"

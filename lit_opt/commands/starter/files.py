@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -38,7 +39,10 @@ def project_files(name: str) -> dict[str, str]:
     """
     p = PROJECTS[name]
     work = replace(p.work, model=f"model.{p.model_class}", data=f"data.{p.data_class}")
-    about = [p.work.about, f"Written by `lit-opt new {name}`; the classes are in model.py and data.py beside it."]
+    about = [
+        *textwrap.wrap(p.work.about, 115),
+        f"Written by `lit-opt new {name}`; the classes are in model.py and data.py beside it.",
+    ]
     return {
         "model.py": starter_file(
             "The model and its loss; the recipe brings the optimizer and the schedule.", [p.model]
@@ -138,8 +142,8 @@ def _begin(p: Project) -> str:
     run = {"max_steps": 30, "callbacks": _Code(f"[{call('Recipe', [b.recipe], b.arguments, 0)}]"), "**": _Code("QUIET")}
     loaded = "tuned.model.state_dict()"
     if b.renamed:
-        new, old = map(literal, b.renamed)
-        loaded = f"{{name.replace({new}, {old}): value for name, value in {loaded}.items()}}"
+        name = "".join(f".replace({literal(new)}, {literal(old)})" for new, old in b.renamed)
+        loaded = f"{{\n        name{name}: value\n        for name, value in {loaded}.items()\n    }}"
     return f'''
 def fine_tuned(tmp_path: Path) -> {p.model_class}:
     """A model that begins with the weights of a file, as a pretrained one does."""

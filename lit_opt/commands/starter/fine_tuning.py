@@ -10,8 +10,14 @@ from lit_opt.commands.starter.scratch import CLASSIFIER, DIFFUSION, FLOW, LLM, V
 from lit_opt.commands.starter.source import Source
 
 _PRETRAINED = """        pretrained: A model to begin with: a folder that `save_pretrained` has written, or a name on the Hugging Face
-            Hub; the other sizes are not used then. None begins from scratch, to show that it runs.
+            Hub; the other sizes are not used then.
 """
+
+
+_OWN_RUN = (
+    "`weights` takes the checkpoint of another run of the same model, such as one of a project that trains from scratch: "
+    "`--model.weights=path/to/last.ckpt`. "
+)
 
 
 def _fine_tuning(source: Source, *edits: tuple[str, str], without: tuple[str, ...] = ()) -> Source:
@@ -20,20 +26,20 @@ def _fine_tuning(source: Source, *edits: tuple[str, str], without: tuple[str, ..
 
 _LLM_EDITS = (
     (
-        "        self, *, layers: int = 4, width: int = 128, heads: int = 4, mlp_width: int = 352, context: int = 256\n",
-        "        self,\n        *,\n        layers: int = 4,\n        width: int = 128,\n        heads: int = 4,\n"
-        "        mlp_width: int = 352,\n        context: int = 256,\n        pretrained: str | None = None,\n",
+        "        weights: Start from the checkpoint of another run of this model; its averages where it has them.\n",
+        "        weights: Start from the checkpoint of another run of this model; its averages where it has them.\n"
+        + _PRETRAINED,
     ),
     (
-        "at least the `seq_len` of the data.\n",
-        "at least the `seq_len` of the data.\n" + _PRETRAINED,
+        "        weights: str | None = None,\n",
+        "        weights: str | None = None,\n        pretrained: str | None = None,\n",
     ),
     (
-        "                eos_token_id=None,\n            )\n        )\n",
-        "                eos_token_id=None,\n            )\n        )\n"
+        "        if weights is not None:\n",
         "        if pretrained is not None:\n"
         "            # float32 weights are what an optimizer needs, whatever the file holds; it comes in evaluation mode\n"
-        "            self.model = transformers.AutoModelForCausalLM.from_pretrained(pretrained).float().train()\n",
+        "            self.model = transformers.AutoModelForCausalLM.from_pretrained(pretrained).float().train()\n"
+        "        if weights is not None:\n",
     ),
 )
 _TOKENIZER = (
@@ -49,8 +55,8 @@ _TOKENIZER = (
         "            and `max_bytes` still counts bytes.\n",
     ),
     (
-        "        text = torch.frombuffer(bytearray(read_bytes(self.path, self.max_bytes)), dtype=torch.uint8)\n",
-        "        raw = read_bytes(self.path, self.max_bytes)\n"
+        "        text = torch.frombuffer(bytearray(self.read()), dtype=torch.uint8)\n",
+        "        raw = self.read()\n"
         "        text = torch.frombuffer(bytearray(raw), dtype=torch.uint8)\n"
         "        if self.tokenizer is not None:\n"
         "            tokenizer = transformers.AutoTokenizer.from_pretrained(self.tokenizer)\n"
@@ -58,62 +64,14 @@ _TOKENIZER = (
     ),
     ("import torch\nfrom torch import Tensor\n", "import torch\nimport transformers\nfrom torch import Tensor\n"),
 )
-_LORA = '''
-
-class LoRA(nn.Module):
-    """A frozen linear layer, and beside it two thin matrices that are trained (2106.09685).
-
-    Args:
-        linear: The layer.
-        rank: Inner size of the two.
-        alpha: Their product is multiplied by alpha / rank.
-    """
-
-    def __init__(self, linear: nn.Linear, rank: int, alpha: float) -> None:
-        super().__init__()
-        self.linear, self.scale = linear, alpha / rank
-        self.lora_A = nn.Parameter(torch.randn(rank, linear.in_features) / math.sqrt(linear.in_features))
-        self.lora_B = nn.Parameter(torch.zeros(linear.out_features, rank))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """What the layer gives, and the correction."""
-        correction: Tensor = self.scale * F.linear(F.linear(x, self.lora_A), self.lora_B)
-        return self.linear(x) + correction
-
-
-def add_lora(module: nn.Module, rank: int, alpha: float, names: tuple[str, ...] = ("q_proj", "v_proj")) -> None:
-    """Freeze everything, and put adapters around the linear layers of these names."""
-    module.requires_grad_(False)
-    for owner in list(module.modules()):
-        for name, child in list(owner.named_children()):
-            if name in names and isinstance(child, nn.Linear):
-                setattr(owner, name, LoRA(child, rank, alpha))
-'''
-_LORA_EDITS = (
-    (
-        "        pretrained: str | None = None,\n",
-        "        pretrained: str | None = None,\n        rank: int = 8,\n        alpha: float = 16.0,\n",
-    ),
-    (
-        "from scratch, to show that it runs.\n",
-        "from scratch, to show that it runs.\n        rank: Inner size of the adapters; 0 trains all weights.\n"
-        "        alpha: What they give is multiplied by alpha / rank.\n",
-    ),
-    (
-        ".from_pretrained(pretrained).float().train()\n",
-        ".from_pretrained(pretrained).float().train()\n"
-        "        if rank:\n            add_lora(self.model, rank, alpha)\n",
-    ),
-    ("from torch import Tensor\n", "from torch import Tensor, nn\n"),
-    ('        return text.decode(errors="replace")\n', '        return text.decode(errors="replace")\n' + _LORA),
-)
+_LORA_EDIT = ("on_random_weights=weights is None", "on_random_weights=weights is None and pretrained is None")
 
 LLM_FINETUNE = replace(
     LLM,
     line="all weights of a pretrained language model, on your text",
     recipe="llm/finetune",
     work=TABLE["llm/finetune"][1],
-    model=_fine_tuning(LLM.model, *_LLM_EDITS, without=("sample",)),
+    model=_fine_tuning(LLM.model, *_LLM_EDITS, without=("sample", "_add_adapters")),
     data=(_fine_tuning(LLM.data[0], *_TOKENIZER),),
     steps=20,
     falls_to=0.98,
@@ -139,35 +97,35 @@ data:
 
 A name on the Hub is downloaded by transformers when the run starts; the path of a folder is not. With a tokenizer
 `val_bpb` is bits per token.""",
-    own_model="As it stands the model begins from scratch, which only shows that everything runs: the rates are for "
-    "pretrained weights.",
+    own_model=_OWN_RUN + "As it stands the model begins from scratch, which only shows that everything runs: the rates "
+    "are for pretrained weights.",
 )
 
 LLM_LORA = replace(
     LLM_FINETUNE,
     line="adapters (LoRA) in a pretrained language model, on your text",
     recipe="llm/lora",
-    work=TABLE["llm/finetune"][1],
+    work=TABLE["llm/lora"][1],
     model=Source(
         file="language_model.py",
         keep=("LanguageModel",),
-        edits=(*_LLM_EDITS, *_LORA_EDITS),
+        edits=(*_LLM_EDITS, _LORA_EDIT),
         without=("sample",),
     ),
-    steps=40,
-    falls_to=0.997,  # adapters of a tiny model can do little
-    test_recipe={"lr": 3e-2},
+    small_model={**LLM.small_model, "lora_rank": 8},
+    steps=60,
+    falls_to=0.985,
+    test_recipe={"lr": 1e-2},
     pretrain=Pretraining(
         recipe="llm",
         arguments={"lr": 1e-2, "warmup": 5},
         save="model.model.save_pretrained(folder)",
         load="small_model(pretrained=str(folder))",
-        model={"rank": 0},
-        renamed=("_proj.linear.", "_proj."),
+        model={"lora_rank": 0},
+        renamed=(("base_model.model.", ""), (".base_layer.", ".")),
     ),
-    own_model="`rank`, `alpha` and the names of the layers (`add_lora` in `model.py`) are what LoRA lets you choose. peft does the "
-    "same: `self.model = peft.get_peft_model(self.model, peft.LoraConfig(...))` in place of `add_lora`. "
-    + LLM_FINETUNE.own_model,
+    own_model="`lora_rank` in `model.init_args`, and the layers that get adapters (`_add_adapters` in `model.py`), are what LoRA "
+    "lets you choose. " + LLM_FINETUNE.own_model,
 )
 
 _VIT_EDITS = (
@@ -210,8 +168,8 @@ VIT_FINETUNE = replace(
         load='small_model(pretrained=True, model_kwargs={**SMALL["model_kwargs"], "pretrained_cfg_overlay": overlay})',
     ),
     own_model="In `model.init_args`, `model: vit_small_patch16_224, pretrained: true, model_kwargs: {}` begins with timm's weights, "
-    "for images of 224 pixels; timm downloads them when the run starts. As it stands the model begins from scratch, which only "
-    "shows that everything runs.",
+    "for images of 224 pixels; timm downloads them when the run starts. " + _OWN_RUN + "As it stands the model begins "
+    "from scratch, which only shows that everything runs.",
 )
 
 DIFFUSION_FINETUNE = replace(
@@ -222,14 +180,14 @@ DIFFUSION_FINETUNE = replace(
     model=_fine_tuning(
         FLOW.model,
         (
-            "        grid_steps: int = 20,\n    ) -> None:",
-            "        grid_steps: int = 20,\n        pretrained: str | None = None,\n    ) -> None:",
+            "        weights: str | None = None,\n",
+            "        weights: str | None = None,\n        pretrained: str | None = None,\n",
         ),
         (
-            "of the picture after a validation; 0 draws none.\n",
-            "of the picture after a validation; 0 draws none.\n"
+            "        weights: Start from the checkpoint of another run of this model; its averages where it has them.\n",
+            "        weights: Start from the checkpoint of another run of this model; its averages where it has them.\n"
             "        pretrained: A UNet2DModel to begin with: a folder that `save_pretrained` has written, or a name on the\n"
-            "            Hugging Face Hub; `width` is not used then. None begins from scratch, to show that it runs.\n",
+            "            Hugging Face Hub; `width` is not used then.\n",
         ),
         (
             "            num_class_embeds=num_classes or None,\n        )\n",
@@ -247,6 +205,6 @@ DIFFUSION_FINETUNE = replace(
         save="model.model.save_pretrained(folder)",
         load="small_model(pretrained=str(folder))",
     ),
-    own_model="`pretrained` in `model.init_args` is the model to begin with. As it stands the model begins from scratch, which "
-    "only shows that everything runs. " + DIFFUSION.own_model,
+    own_model="`pretrained` in `model.init_args` is the model to begin with. " + _OWN_RUN + "As it stands "
+    "the model begins from scratch, which only shows that everything runs. " + DIFFUSION.own_model,
 )

@@ -20,7 +20,7 @@ class Pretraining:
         save: Code that saves `model` at `folder`.
         load: Code that makes the model to be fine-tuned.
         model: Arguments of the model that is saved.
-        renamed: (new, old) parts of the names of weights that the fine-tuned model has moved.
+        renamed: (new, old) parts of the names of weights in the fine-tuned model.
     """
 
     recipe: str
@@ -28,7 +28,7 @@ class Pretraining:
     save: str
     load: str
     model: Mapping[str, Any] = field(default_factory=dict)
-    renamed: tuple[str, str] | None = None
+    renamed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

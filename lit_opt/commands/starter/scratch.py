@@ -8,7 +8,14 @@ from lit_opt.commands.generate_configs import TABLE
 from lit_opt.commands.starter.project import Project
 from lit_opt.commands.starter.source import Source
 
-_IMAGES = (Source(file="image_data.py", keep=("Digits", "ImageFolder")),)
+# The functions of the library say on whose behalf they need torchvision.
+_CROPS = (
+    ('random_crop(self.image_size, "ImageFolder")', "random_crop(self.image_size)"),
+    ('centre_crop(self.image_size, "ImageFolder")', "centre_crop(self.image_size)"),
+    ("def random_crop(image_size: int, who: str)", "def random_crop(image_size: int)"),
+    ("def centre_crop(image_size: int, who: str)", "def centre_crop(image_size: int)"),
+)
+_IMAGES = (Source(file="image_data.py", keep=("Digits", "ImageFolder"), edits=_CROPS),)
 CLASSIFIER = Source(file="image_classifier.py", keep=("ImageClassifier",))
 _GLYPHS = Source(
     file="glyphs.py",
@@ -50,11 +57,21 @@ data:
 For tokens in place of bytes let `datasets()` in `data.py` return windows of token ids, and give the model their number:
 `vocab_size` in `model.py`."""
 
+WITHOUT_ADAPTERS = (
+    (
+        "        lora_rank: Train adapters of this rank beside all linear layers but the head (peft's LoRA, with alpha twice\n"
+        "            the rank) and freeze everything else; 0 trains the model itself.\n",
+        "",
+    ),
+    ("        lora_rank: int = 0,\n", ""),
+    ("        if lora_rank:\n            self._add_adapters(lora_rank, on_random_weights=weights is None)\n", ""),
+)
+
 LLM = Project(
     line="a small Llama from scratch, over the bytes of any text",
     recipe="llm",
     work=TABLE["llm"][1],
-    model=Source(file="language_model.py", keep=("LanguageModel",)),
+    model=Source(file="language_model.py", keep=("LanguageModel",), without=("_add_adapters",), edits=WITHOUT_ADAPTERS),
     data=(Source(file="text_data.py", keep=("ByteText",)),),
     small_model={"layers": 1, "width": 32, "heads": 2, "mlp_width": 64, "context": 64},
     small_data={"seq_len": 64, "batch_size": 8, "max_bytes": 100_000, "val_windows": 32},
@@ -181,7 +198,7 @@ LARGE = Project(
     recipe="large_batch/lars",
     work=TABLE["large_batch/lars"][1],
     model=CLASSIFIER,
-    data=(_GLYPHS, Source(file="image_data.py", keep=("ImageFolder",))),
+    data=(_GLYPHS, Source(file="image_data.py", keep=("ImageFolder",), edits=_CROPS)),
     small_model={"num_classes": 47, "small_images": False, "width": 0.125},
     small_data={"channels": 3, "batch_size": 128, "train_samples": 4_000, "val_samples": 200},
     steps=30,

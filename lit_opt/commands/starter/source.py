@@ -128,6 +128,7 @@ def _defined(node: ast.stmt) -> list[str]:
 
 def _cleaned(node: ast.stmt, lines: Sequence[str], without: Sequence[str]) -> tuple[str, set[str]]:
     """The text of a definition without the parts of a library, and the imports that were inside it."""
+    left_out: set[int] = set()
     drop: set[int] = set()
     change: dict[int, str] = {}
     hoisted: set[str] = set()
@@ -135,8 +136,11 @@ def _cleaned(node: ast.stmt, lines: Sequence[str], without: Sequence[str]) -> tu
     for inner in ast.walk(node):
         if isinstance(inner, ast.FunctionDef) and inner.name in without:
             first = min([inner.lineno, *(d.lineno for d in inner.decorator_list)])
-            drop |= {*range(first, (inner.end_lineno or first) + 1), first - 1}
-        elif isinstance(inner, ast.stmt) and inner is not node and _is_check(inner):
+            left_out |= {*range(first, (inner.end_lineno or first) + 1), first - 1}
+    for inner in ast.walk(node):
+        if getattr(inner, "lineno", 0) in left_out:
+            continue
+        if isinstance(inner, ast.stmt) and inner is not node and _is_check(inner):
             drop |= set(range(inner.lineno, (inner.end_lineno or inner.lineno) + 1))
         elif isinstance(inner, ast.Import | ast.ImportFrom):
             hoisted |= {line for _, line in _imports([inner])}
@@ -161,7 +165,7 @@ def _cleaned(node: ast.stmt, lines: Sequence[str], without: Sequence[str]) -> tu
     first = min([node.lineno, *(d.lineno for d in getattr(node, "decorator_list", []))])
     while lines[first - 2].startswith("#"):
         first -= 1
-    kept = [change.get(i, lines[i - 1]) for i in range(first, last + 1) if i not in drop]
+    kept = [change.get(i, lines[i - 1]) for i in range(first, last + 1) if i not in drop | left_out]
     # a docstring that has only its first line left
     return re.sub(r'^( *""".*)\n *"""$', r'\1"""', "\n".join(kept).rstrip(), flags=re.MULTILINE), hoisted
 
