@@ -80,7 +80,7 @@ def test_what_cannot_work_is_refused_before_the_run(name: str) -> None:
     ours = recipe(name)
     for strategy in (ModelParallelStrategy(), DeepSpeedStrategy("cpu")):
         stub = SimpleNamespace(strategy=strategy, precision_plugin=None)
-        [problem] = demand_problems(preview(ours.spec, ours.overrides), stub)
+        [problem] = demand_problems(preview(ours.spec, ours.overrides), stub, Plain())
         assert f"{name} needs whole parameters" in problem and f"{type(strategy).__name__} shards them" in problem
     run: Any = trainer(recipe(name), max_steps=1)
     run.strategy.precision_plugin.scaler = object()  # 16-mixed on a CPU has one with torch.amp alone
