@@ -79,7 +79,7 @@ class Placement:
 
     Args:
         kind: Key of `KINDS`.
-        strategy: As it was given.
+        strategy: Its name.
         devices: Processes over all nodes.
         data_parallel: Processes that see different data.
         tensor_parallel: Processes that share one copy of a layer.

@@ -4,6 +4,7 @@ each of two processes with FSDP2, where each writes FOLDER/RANK.json.
 
 from __future__ import annotations
 
+import gc
 import json
 import subprocess
 import sys
@@ -83,8 +84,13 @@ def left_after(function: Callable[[], Any]) -> int:
 
 
 def _growth(function: Callable[[], Any]) -> list[int]:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
-        function()
+    gc.collect()
+    gc.disable()  # what earlier tests have left would be freed inside
+    try:
+        with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as measured:
+            function()
+    finally:
+        gc.enable()
     events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
     return [0, *accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()))]
 
