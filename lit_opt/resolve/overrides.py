@@ -274,10 +274,7 @@ def _group_problems(groups: object) -> Iterator[str]:
                 yield f"groups[{i}].{name}: {number!r} is not allowed; give a number from 0 up.{_word_hint(number)}"
         yield from _split_problems(f"groups[{i}]", rule)
         if all(getattr(rule, f.name) is None for f in fields(rule) if f.name != "match"):
-            yield (
-                f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm= (under "
-                "a matrix optimizer also split_sizes= or num_heads=)."
-            )
+            yield f"groups[{i}]: the rule {rule.match!r} changes nothing; give lr_scale=, weight_decay= or algorithm=."
 
 
 def _split_problems(where: str, rule: GroupRule) -> Iterator[str]:
