@@ -27,7 +27,7 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt validate | test | predict     the same config, without training
 
 Before a run:
-  lit-opt check --config mine.yaml      what is misconfigured, with numbers and what to type; exit code for CI
+  lit-opt check --config mine.yaml      what is misconfigured; exit code for CI
 
 Keep:
   lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
@@ -36,7 +36,8 @@ In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
 
 `lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says what), 130 interrupted.
+Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says
+what), 130 interrupted.
 
 Shipped: {configs}"""
 
