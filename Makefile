@@ -51,6 +51,9 @@ configs: $(VENV)/.workloads
 
 benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.recipe_vs_default
+	$(PY) -m benchmarks.matrix_language_model
+	$(PY) -m benchmarks.memory_estimate
+	$(PY) -m benchmarks.plan_time
 
 clean:
 	rm -rf $(VENV) $(OLDEST) build dist *.egg-info

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from lit_opt.callbacks.ema import EMA as EMA
+    from lit_opt.callbacks.monitor import OptimizerMonitor as OptimizerMonitor
+    from lit_opt.callbacks.noise_scale import GradientNoiseScale as GradientNoiseScale
+    from lit_opt.callbacks.posthoc_ema import PostHocEMA as PostHocEMA
     from lit_opt.callbacks.recipe import Recipe as Recipe
     from lit_opt.preflight.recipe_check import RecipeCheck as RecipeCheck
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
@@ -24,6 +27,9 @@ __version__ = "0.1.0"
 
 _LAZY = {
     "EMA": "lit_opt.callbacks.ema",
+    "OptimizerMonitor": "lit_opt.callbacks.monitor",
+    "GradientNoiseScale": "lit_opt.callbacks.noise_scale",
+    "PostHocEMA": "lit_opt.callbacks.posthoc_ema",
     "Recipe": "lit_opt.callbacks.recipe",
     "RecipeCheck": "lit_opt.preflight.recipe_check",
     "ClipSpec": "lit_opt.recipes.schema",

@@ -4,64 +4,23 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
+from lit_opt.commands.texts import (
+    CHOOSE_EXAMPLES,
+    EXPLAIN_EXAMPLES,
+    EXPORT_EXAMPLES,
+    HELP,
+    LIST_EXAMPLES,
+    NEW_EXAMPLES,
+)
 from lit_opt.errors import RecipeError, nearest
 
-HELP = """\
-lit-opt: optimizer recipes for PyTorch Lightning.
-
-Look:
-  lit-opt list                    recipes and optimizers
-  lit-opt explain llm             each value: number, range, practice, source
-  lit-opt explain llm --lr 1e-3   your value beside the recipe's
-  lit-opt explain adamw           an optimizer: rule, keywords, published values
-
-Train, with a YAML file or the name of a shipped one:
-  lit-opt fit --config llm        a small language model, in about two minutes
-  lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
-  lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
-  lit-opt validate | test | predict     the same config, without training
-
-Before a run:
-  lit-opt check --config mine.yaml      what is misconfigured; exit code for CI
-
-Keep:
-  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
-
-In Python, one line:
-  Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
-
-`lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says
-what), 130 interrupted.
-
-Shipped: {configs}"""
-
-EXPLAIN_EXAMPLES = """\
-examples:
-  lit-opt explain cnn --batch-size 1024 --total-steps 9000
-  lit-opt explain llm --parameters 124000000 --batch-tokens 524288
-  lit-opt explain llm --optimizer adamw --lr 1e-3 --weight-decay 0.05
-  lit-opt explain vit --format yaml > recipe.yaml     a section for your own config
-  lit-opt explain lamb                                an optimizer"""
-
-LIST_EXAMPLES = """\
-examples:
-  lit-opt list
-  lit-opt list | grep vit             piped: one line each
-  lit-opt list --format json"""
-
 FIT_VERBS = ("fit", "validate", "test", "predict")
-
-
-EXPORT_EXAMPLES = """\
-examples:
-  lit-opt export-ema last.ckpt weights.pt
-  lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,7 +63,10 @@ def _dispatch(args: list[str]) -> int:
     verbs: dict[str, Callable[[list[str]], int]] = {
         "list": list_,
         "explain": explain,
+        "plan": plan,
         "check": check,
+        "choose": choose,
+        "new": new,
         "export-ema": export_ema,
     }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
@@ -217,6 +179,56 @@ def check(args: list[str]) -> int:
     else:
         _show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
     return int(report.worst in ("error", "warning") or (given.strict and bool(report.worst)))
+
+
+def choose(args: list[str]) -> int:
+    """A recipe for the model of a config."""
+    parser = _parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
+    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    given, others = parser.parse_known_args(args)  # the others are the config's
+    from lit_opt.commands.choose import choose_for  # torch and lightning: seconds
+
+    output = choose_for(others, form=given.format)
+    if isinstance(output, str):
+        print(output)
+    else:
+        _show(output, width=None if sys.stdout.isatty() else 100)
+    return 0
+
+
+def new(args: list[str]) -> int:
+    """A starter project."""
+    parser = _parser("new", "Write a starter project for a setting; no file is ever overwritten.", NEW_EXAMPLES)
+    parser.add_argument("setting", metavar="SETTING", nargs="?", help="without it, the settings are listed")
+    parser.add_argument("folder", metavar="DIR", nargs="?", help="where; it is made if it is not there")
+    given = _parse(parser, args)
+    from lit_opt.commands.new import settings, write_project
+
+    if given.setting is None:
+        lines = settings()
+        width = max(map(len, lines)) + 2
+        print("\n".join(f"{name:<{width}}{line}" for name, line in lines.items()))
+        print("\n`lit-opt new SETTING DIR` writes one.")
+        return 0
+    if given.folder is None:
+        raise RecipeError([f"folder: is needed. Type: lit-opt new {given.setting} my-project."])
+    files = write_project(given.setting, given.folder)
+    print("\n".join(f"  {path}" for path in files))
+    print(f"\ncd {shlex.quote(given.folder)}\nlit-opt fit --config config.yaml\npython -m pytest")
+    return 0
+
+
+def plan(args: list[str]) -> int:
+    """What a recipe will do to the model of a config."""
+    from lit_opt.commands.plan_options import EXAMPLES, add_options
+
+    parser = _parser("plan", "What a recipe will do to your model, before a run.", EXAMPLES)
+    add_options(parser, _one_of)
+    known, others = parser.parse_known_args(args)  # the others are the config's
+    from lit_opt.commands.plan import print_plan  # torch and lightning: seconds
+
+    print_plan(vars(known), others, _show)
+    return 0
 
 
 def export_ema(args: list[str]) -> int:

@@ -1,9 +1,10 @@
-"""How a learning rate follows the batch, and which published value belongs to a model's size."""
+"""How a learning rate follows the batch, which batch is large, and which published value belongs to a model's size."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TypeVar
 
 T = TypeVar("T")
@@ -92,3 +93,59 @@ def pick_row(size: float, rows: Sequence[tuple[float, T]]) -> T:
         'small'
     """
     return next(value for largest, value in rows if size <= largest)
+
+
+@dataclass
+class NoiseScale:
+    """The batch above which more samples a step save few steps: tr(Sigma) / |G|^2, estimated from gradients.
+
+    G is the mean gradient and Sigma the covariance of the gradients of single samples. The mean gradient of B samples has
+    E |G_B|^2 = |G|^2 + tr(Sigma) / B, so the squared norms at two batch sizes give unbiased estimates of both parts. Each
+    is averaged by itself, since their ratio is not unbiased.
+
+    Args:
+        decay: Of the averages, per update.
+        squared_gradient: The average of |G|^2 so far, times 1 - decay^updates.
+        trace: The average of tr(Sigma) so far, times the same.
+        updates: Number of estimates in the averages.
+
+    Source: https://arxiv.org/abs/1812.06162, appendix A.1.
+
+    Example:
+        >>> noise = NoiseScale(decay=0.9)
+        >>> noise.update(small=5.0, big=2.0, small_batch=1, big_batch=4)
+        >>> round(noise.value, 6)
+        4.0
+    """
+
+    decay: float = 0.99
+    squared_gradient: float = 0.0
+    trace: float = 0.0
+    updates: int = 0
+
+    def update(self, *, small: float, big: float, small_batch: float, big_batch: float) -> None:
+        """Take in one step.
+
+        Args:
+            small: Mean squared norm of the gradients of the parts.
+            big: Squared norm of their mean.
+            small_batch: Samples of a part.
+            big_batch: Samples of all parts, more than `small_batch`.
+
+        Raises:
+            ValueError: The batches do not differ.
+        """
+        if not 0 < small_batch < big_batch:
+            raise ValueError(f"small_batch: {small_batch!r} has to lie between 0 and big_batch ({big_batch!r}).")
+        squared = (big_batch * big - small_batch * small) / (big_batch - small_batch)
+        trace = (small - big) / (1 / small_batch - 1 / big_batch)
+        self.squared_gradient = self.decay * self.squared_gradient + (1 - self.decay) * squared
+        self.trace = self.decay * self.trace + (1 - self.decay) * trace
+        self.updates += 1
+
+    @property
+    def value(self) -> float | None:
+        """tr(Sigma) / |G|^2 in samples; None where the noise hides the gradient (its estimate is not above 0)."""
+        if self.updates == 0 or self.squared_gradient <= 0:
+            return None
+        return max(self.trace, 0.0) / self.squared_gradient

@@ -6,14 +6,14 @@ Lightning.
 The rule and its warm-up are those of fadel/pytorch_ema, also in facebookresearch/flow_matching
 `models/ema.py` and huggingface/diffusers `training_utils.py`. Different here: averages of half-precision
 weights are float32 (in bfloat16 an average with decay 0.9999 stands still), sharded parameters (FSDP2) are
-averaged shard by shard, and nothing is deep-copied. Buffers are not stored at all: an averaged model uses the
-live ones, which is an exact copy at no cost; averaging would truncate integer counters.
+averaged shard by shard, and nothing is deep-copied. Buffers are not stored unless asked for: an averaged model uses
+the live ones, which is an exact copy at no cost. Integer ones never are: averaging would truncate counters.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -71,7 +71,7 @@ def ema_window(decay: float, warmup: bool, steps: int) -> int:
 class _Entry:
     """One trainable parameter, its average and, while the averages are swapped in, its own weights."""
 
-    parameter: nn.Parameter
+    parameter: Tensor
     shadow: Tensor
     raw: Tensor | None = None
 
@@ -85,6 +85,7 @@ class Averages:
     Args:
         module: The module. Its parameters must be materialized; lazy ones join at a later `refresh`.
         offload: Keep the averages in CPU memory (pinned, where the weights are on a CUDA device).
+        buffers: Average floating-point buffers of the state_dict as well.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -96,9 +97,10 @@ class Averages:
         0.1
     """
 
-    def __init__(self, module: nn.Module, offload: bool = False) -> None:
+    def __init__(self, module: nn.Module, offload: bool = False, buffers: bool = False) -> None:
         self.module = module
         self.offload = offload
+        self.buffers = buffers
         self.swapped = False
         self.entries: dict[str, _Entry] = {}
         self._direct: list[tuple[list[Tensor], list[Tensor]]] = []
@@ -118,10 +120,10 @@ class Averages:
         with torch.inference_mode(False), torch.no_grad():
             reshard(self.module)
             entries: dict[str, _Entry] = {}
-            for full_name, parameter in self.module.named_parameters():
+            for full_name, parameter, trained in self._named():
                 name = clean_name(full_name)
                 entry = self.entries.get(name)
-                if is_lazy(parameter) or not (entry or parameter.requires_grad):
+                if is_lazy(parameter) or not (entry or trained):
                     continue
                 if entry is None or entry.shadow.shape != local(parameter).shape:
                     entry = _Entry(parameter, self._new_shadow(parameter))
@@ -140,6 +142,15 @@ class Averages:
                 self._planned = planned
                 self._plan()
         return [name for name in entries if name in joined], sorted(left)
+
+    def _named(self) -> Iterator[tuple[str, Tensor, bool]]:
+        """What may be averaged, by name, and whether it is if it was not before."""
+        for name, parameter in self.module.named_parameters():
+            yield name, parameter, parameter.requires_grad
+        for prefix, part in self.module.named_modules() if self.buffers else ():
+            for name, buffer in part.named_buffers(recurse=False):
+                if buffer.is_floating_point() and name not in part._non_persistent_buffers_set:
+                    yield f"{prefix}.{name}" if prefix else name, buffer, True
 
     def update(self, decay: float) -> None:
         """Shadow <- decay shadow + (1 - decay) weights. No tensor memory is allocated."""

@@ -38,13 +38,23 @@ def clip_gradients(parameters: Iterable[Tensor], clip: ClipSpec, root: Any = Non
         return None
     if root is not None:
         return root.clip_grad_norm_(clip.limit)
-    if not with_gradient:
-        return None
-    buckets = _buckets(with_gradient)
-    norm = _combine([_full(_norm(bucket)) for bucket in buckets.values()])
-    for bucket in buckets.values():
-        clip_grads_with_norm_(bucket, clip.limit, norm)
+    norm = gradient_norm(with_gradient)
+    if norm is not None:
+        for bucket in _buckets(with_gradient).values():
+            clip_grads_with_norm_(bucket, clip.limit, norm)
     return norm
+
+
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor | None:
+    """The norm of all gradients together, over all shards of DTensors; None where there is none.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2)); weight.grad = torch.tensor([3.0, 4.0])
+        >>> gradient_norm([weight])
+        tensor(5.)
+    """
+    buckets = _buckets([p for p in parameters if p.grad is not None])
+    return _combine([_full(_norm(bucket)) for bucket in buckets.values()]) if buckets else None
 
 
 def _buckets(parameters: list[Tensor]) -> dict[object, list[Tensor]]:

@@ -68,7 +68,7 @@ def configure_run(
         {"name": g["name"], "algorithm": g["algorithm"], "params": [name_of[id(p)] for p in g["params"]]}
         for g in param_groups
     ]
-    optimizer = _optimizer(resolved, param_groups, name_of)
+    optimizer = build_optimizer(resolved, param_groups, name_of, module)
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # A fused step that unscales by itself is clipped too early, by us, by Trainer(gradient_clip_val=...) or by
         # the module's own method (Lightning#21435).
@@ -111,9 +111,20 @@ def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
         )
 
 
-def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str]) -> Optimizer:
+def build_optimizer(
+    resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], name_of: Mapping[int, str], module: nn.Module
+) -> Optimizer:
+    """The optimizer of a resolved recipe.
+
+    Args:
+        resolved: The recipe's numbers.
+        param_groups: From `ParamGroups.for_optimizer`.
+        name_of: id of each tensor -> its name.
+        module: For optimizers that watch its layers.
+    """
     if isinstance(resolved.optimizer, str):
-        if "stack" in row_of(resolved.optimizer, resolved.hyperparameters).group_options:
+        row = row_of(resolved.optimizer, resolved.hyperparameters)
+        if "stack" in row.group_options:
             # Stacks are found by name.
             param_groups = [
                 group | {"params": [(name_of[id(p)], p) for p in group["params"]]} for group in param_groups
@@ -124,6 +135,7 @@ def _optimizer(resolved: ResolvedRecipe, param_groups: list[dict[str, Any]], nam
             lr=resolved.lr,
             weight_decay=resolved.weight_decay,
             **resolved.hyperparameters,
+            **({"module": module} if row.needs_module else {}),
         )
     accepted = class_keywords(resolved.optimizer) or {}
     common = {"lr": resolved.lr, "weight_decay": resolved.weight_decay}

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import MethodType
 from typing import Any
 
 import lightning.pytorch as pl
@@ -29,16 +28,22 @@ from lit_opt.callbacks.ema_file import (
     named_averages,
     write_averages,
 )
+from lit_opt.callbacks.ema_support import follow_module, patch_method, some_names
 from lit_opt.errors import RecipeError
 
 
 class EMA(Callback):
-    """Averaged weights: `shadow <- d shadow + (1 - d) weights` after each optimizer step.
+    """Averaged weights: `shadow <- d shadow + (1 - d) weights` after each optimizer step, or their mean (SWA).
+
+    With kind="swa" the average is the mean of the weights at start_step (at least 1) and after every `every` steps, as
+    torch.optim.swa_utils.AveragedModel has it; decay and warmup are not used, and it is used from the second model on.
 
     Trainable parameters are averaged (in float32 where they are half precision); buffers and frozen
-    parameters are taken from the model as they are. Only real optimizer steps count: not micro-batches, not
-    steps that the gradient scaler skipped; with several optimizers one for each batch in which any of them
-    stepped.
+    parameters are taken from the model as they are. So batch norm keeps the statistics of the raw weights, which do not
+    fit the mean of distant models. `buffers=True` averages them as well; exact ones take a pass over the data:
+    `EMA.load(module, path)`, then `torch.optim.swa_utils.update_bn(loader, module)`. Only real optimizer steps count:
+    not micro-batches, not steps that the gradient scaler skipped; with several optimizers one for each batch in which
+    any of them stepped.
 
     Validation, test and prediction use the averages as soon as there are any, and the raw weights are back
     afterwards, also after an exception or Ctrl-C. After `fit` the module holds the raw weights. `test`,
@@ -59,6 +64,9 @@ class EMA(Callback):
         start_step: Real optimizer step after which averaging begins, with the weights of that moment.
         checkpoint: What the checkpoint's `state_dict` holds: "raw" or "ema".
         offload: Keep the averages in CPU memory.
+        kind: "ema" or "swa".
+        every: Optimizer steps from one model of "swa" to the next.
+        buffers: Average floating-point buffers as well.
 
     Raises:
         RecipeError: If an argument is out of range, if a second averaging callback is present, or if the
@@ -73,7 +81,7 @@ class EMA(Callback):
         lit_opt.errors.RecipeError: EMA: decay=1.5 is not in [0, 1). Usual values are 0.999 to 0.9999.
 
     Source: https://github.com/fadel/pytorch_ema (rule and warm-up), https://arxiv.org/abs/2212.09748
-    (0.9999).
+    (0.9999), https://arxiv.org/abs/1803.05407 (SWA).
     """
 
     def __init__(
@@ -84,8 +92,12 @@ class EMA(Callback):
         start_step: int = 0,
         checkpoint: str = "raw",
         offload: bool = False,
+        kind: str = "ema",
+        every: int = 1,
+        buffers: bool = False,
     ) -> None:
-        problems = argument_problems(decay, warmup, start_step, checkpoint, offload)
+        switches: dict[str, object] = {"warmup": warmup, "offload": offload, "buffers": buffers}
+        problems = argument_problems(decay, start_step, checkpoint, kind, every, switches)
         if problems:
             raise RecipeError(problems)
         self.decay = decay
@@ -93,6 +105,9 @@ class EMA(Callback):
         self.start_step = start_step
         self.checkpoint = checkpoint
         self.offload = offload
+        self.kind = kind
+        self.every = every
+        self.buffers = buffers
         self.updates = 0
         """Updates of the averages so far (the n of the warm-up)."""
         self.steps = 0
@@ -138,8 +153,8 @@ class EMA(Callback):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Begin, or continue from a checkpoint; only now has every strategy wrapped and loaded the module."""
         self._restore(trainer, pl_module)
-        if self._averages is None and self.steps >= self.start_step:
-            self._averages = Averages(pl_module, self.offload)
+        if self._averages is None and self.steps >= self._first_step:
+            self._averages = self._begin(pl_module)
         self._stepped = self._skip = False
         self._stale = True
         problems = optimizer_problems(trainer)
@@ -203,6 +218,14 @@ class EMA(Callback):
         self._end_evaluation()
         self._detach()
 
+    @property
+    def _first_step(self) -> int:
+        """An EMA may start from the initial weights; a mean should not count them."""
+        return max(self.start_step, 1) if self.kind == "swa" else self.start_step
+
+    def _begin(self, module: nn.Module) -> Averages:
+        return Averages(module, self.offload, self.buffers)
+
     def _is_of(self, module: nn.Module) -> bool:
         return self._averages is not None and self._averages.module is module
 
@@ -220,21 +243,24 @@ class EMA(Callback):
         self._stepped = False
         self.steps += 1
         if self._averages is None:
-            if self.steps >= self.start_step:
-                self._averages = Averages(module, self.offload)
+            if self.steps >= self._first_step:
+                self._averages = self._begin(module)
+            return
+        if (self.steps - self._first_step) % self.every:
             return
         if self._stale:
             self._stale = False
-            _refresh(self._averages)
+            follow_module(self._averages)
         self.updates += 1
-        self._averages.update(decay_at(self.updates, self.decay, self.warmup))
+        swa = self.kind == "swa"
+        self._averages.update(1 - 1 / (self.updates + 1) if swa else decay_at(self.updates, self.decay, self.warmup))
 
     def _begin_evaluation(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
         self._update(module)
         self._restore(trainer, module)
         fitting = trainer.state.fn == "fit"
         if self._averages is not None and self._is_of(module) and self.updates:
-            _refresh(self._averages)
+            follow_module(self._averages)
             self._averages.swap_in()
             self._evaluated |= fitting
         elif not fitting:
@@ -259,10 +285,10 @@ class EMA(Callback):
             return
         self.updates, self.steps = found.updates, found.steps
         if found.averages:
-            self._averages = Averages(module, self.offload)
+            self._averages = self._begin(module)
             missing = self._averages.load(named_averages(found, self._averages, module))
             if missing:
-                rank_zero_info(f"EMA: the checkpoint has no average of {_some(missing)}; they start anew.")
+                rank_zero_info(f"EMA: the checkpoint has no average of {some_names(missing)}; they start anew.")
 
     def _write(self, trainer: pl.Trainer, module: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
         self._update(module)
@@ -274,7 +300,8 @@ class EMA(Callback):
             "decay": self.decay,
             "warmup": self.warmup,
         }
-        if self._averages is not None and self.updates:
+        # Between the first and the second model of a mean the first is nowhere else.
+        if self._averages is not None and (self.updates or self.every > 1):
             write_averages(checkpoint, self._averages, module, self.checkpoint, keep=trainer.is_global_zero)
 
     def _attach(self, trainer: pl.Trainer, module: pl.LightningModule) -> None:
@@ -295,44 +322,11 @@ class EMA(Callback):
                 ours._file, ours._file_was_read = averages_in(checkpoint, module), True
             load(self, checkpoint)
 
-        save, take_off_save = _patch(module, on_save_checkpoint)
-        load, take_off_load = _patch(module, on_load_checkpoint)
+        save, take_off_save = patch_method(module, on_save_checkpoint)
+        load, take_off_load = patch_method(module, on_load_checkpoint)
         self._take_off = [take_off_save, take_off_load]
 
     def _detach(self) -> None:
         for take_off in self._take_off:
             take_off()
         self._take_off = []
-
-
-def _patch(module: nn.Module, function: Callable[..., None]) -> tuple[Callable[..., None], Callable[[], None]]:
-    """Set `function` as a method of this one module; returns what it replaced and how to take it off."""
-    name = function.__name__
-    earlier = module.__dict__.get(name)
-    patch = MethodType(function, module)
-    setattr(module, name, patch)
-
-    def replaced(self: nn.Module, checkpoint: dict[str, Any]) -> None:
-        earlier(checkpoint) if earlier is not None else getattr(type(self), name)(self, checkpoint)
-
-    def take_off() -> None:
-        if module.__dict__.get(name) is not patch:
-            return
-        if earlier is None:
-            delattr(module, name)
-        else:
-            setattr(module, name, earlier)
-
-    return replaced, take_off
-
-
-def _refresh(averages: Averages) -> None:
-    joined, left = averages.refresh()
-    if joined:
-        rank_zero_info(f"EMA: {_some(joined)} became trainable and joined, starting from the present weights.")
-    if left:
-        rank_zero_info(f"EMA: {_some(left)} left the model; the averages of these were dropped.")
-
-
-def _some(names: list[str]) -> str:
-    return f"{len(names)} parameters ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"

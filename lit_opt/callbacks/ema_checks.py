@@ -9,16 +9,28 @@ from torch.optim import Optimizer
 from lit_opt.errors import nearest
 
 _CHECKPOINT_WORDS = ("raw", "ema")
+_KINDS = ("ema", "swa")
 # By name: WeightAveraging came with Lightning 2.6, and pytorch_lightning has classes of its own.
 _RIVALS = {"EMA", "WeightAveraging", "StochasticWeightAveraging"}
 _FLAT_STRATEGIES = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 
 
 def argument_problems(
-    decay: object, warmup: object, start_step: object, checkpoint: object, offload: object
+    decay: object,
+    start_step: object,
+    checkpoint: object,
+    kind: object,
+    every: object,
+    switches: dict[str, object],
 ) -> list[str]:
-    """What is wrong with the arguments of EMA."""
+    """What is wrong with the arguments of EMA; `switches` are those that are True or False."""
     problems = []
+    if kind not in _KINDS:
+        problems.append(f"EMA: kind={kind!r} is neither 'ema' nor 'swa'.{nearest(kind, _KINDS)}")
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        problems.append(f"EMA: every={every!r} is not a number of optimizer steps from 1 up.")
+    elif every > 1 and kind == "ema":
+        problems.append(f"EMA: every={every} is for kind='swa'; an exponential average takes every step.")
     if isinstance(decay, bool) or not isinstance(decay, int | float) or not 0 <= decay < 1:
         problems.append(f"EMA: decay={decay!r} is not in [0, 1). Usual values are 0.999 to 0.9999.")
     if isinstance(start_step, bool) or not isinstance(start_step, int) or start_step < 0:
@@ -28,7 +40,7 @@ def argument_problems(
             f"EMA: checkpoint={checkpoint!r} is neither 'raw' nor 'ema' (what state_dict holds)."
             f"{nearest(checkpoint, _CHECKPOINT_WORDS)}"
         )
-    for name, value in (("warmup", warmup), ("offload", offload)):
+    for name, value in switches.items():
         if not isinstance(value, bool):
             problems.append(f"EMA: {name}={value!r} is not True or False.")
     return problems
@@ -47,13 +59,20 @@ def trainer_problems(ema: Callback, trainer: pl.Trainer) -> list[str]:
             f"EMA: {', '.join(rivals)} averages the weights as well, and two callbacks that swap weights "
             "undo each other. Remove one; a Recipe with averages is switched off by Recipe(..., ema=False)."
         )
-    if _FLAT_STRATEGIES & {base.__name__ for base in type(trainer.strategy).__mro__}:
-        problems.append(
-            f"EMA: under {type(trainer.strategy).__name__} the weights are flattened or held by "
-            "the engine and cannot be averaged by name. "
-            "Use ModelParallelStrategy (FSDP2) or DDP, or switch averaging off (Recipe(..., ema=False))."
-        )
+    flat = strategy_problem(trainer)
+    if flat:
+        problems.append(f"EMA: {flat}, or switch averaging off (Recipe(..., ema=False)).")
     return problems
+
+
+def strategy_problem(trainer: pl.Trainer) -> str:
+    """Why weights cannot be averaged by name under the Trainer's strategy; "" where they can."""
+    if not _FLAT_STRATEGIES & {base.__name__ for base in type(trainer.strategy).__mro__}:
+        return ""
+    return (
+        f"under {type(trainer.strategy).__name__} the weights are flattened or held by the engine and cannot be averaged "
+        "by name. Use ModelParallelStrategy (FSDP2) or DDP"
+    )
 
 
 def optimizer_problems(trainer: pl.Trainer) -> list[str]:

@@ -10,7 +10,6 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_opt.callbacks.facts import largest_accumulation
-from lit_opt.errors import RecipeError
 from lit_opt.optim import get_row
 from lit_opt.optim.matrix.cost import orthogonalization_share
 from lit_opt.resolve.resolved import ResolvedRecipe
@@ -24,14 +23,10 @@ def is_matrix_method(resolved: ResolvedRecipe) -> bool:
     return isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
 
 
-def refuse_exact(resolved: ResolvedRecipe, trainer: Any, module: Any) -> None:
-    """Refuse MARS-M's exact variant where the step cannot evaluate the same batch twice.
-
-    Raises:
-        RecipeError: All reasons, each with the remedy.
-    """
+def exact_problems(resolved: ResolvedRecipe, trainer: Any, module: Any) -> list[str]:
+    """Why MARS-M's exact variant cannot evaluate the same batch twice in this run, each reason with its remedy."""
     if resolved.hyperparameters.get("variant") != "exact":
-        return
+        return []
     start = "optimizer_kwargs.variant: 'exact' evaluates each batch twice, at the last weights and at these, and"
     instead = "or type variant='approx', which takes the last step's gradient instead."
     problems = []
@@ -55,8 +50,7 @@ def refuse_exact(resolved: ResolvedRecipe, trainer: Any, module: Any) -> None:
         problems.append(
             f"{start} FSDP2 may still hold gathered weights of one when the other is to be seen. Use DDP, {instead}"
         )
-    if problems:
-        raise RecipeError(problems)
+    return problems
 
 
 def share_work(optimizer: Optimizer, trainer: Any, module: Any) -> bool:

@@ -11,11 +11,12 @@ from lit_opt import recipes
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
+from lit_opt.callbacks.demands import fit_to_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
-from lit_opt.callbacks.matrix import refuse_exact, share_work
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
+from lit_opt.callbacks.plans import Plans
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import snapshot_parameters
@@ -25,7 +26,7 @@ from lit_opt.resolve.overrides import find_problems
 from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
 
 
-class Recipe(OwnsEMA):
+class Recipe(Plans, OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
@@ -50,13 +51,11 @@ class Recipe(OwnsEMA):
         fallback: lr, betas, weight_decay of what a matrix optimizer leaves to AdamW.
         groups: Rules for parameters by name (glob); the first that matches wins, one without a match is an error.
         layer_decay: Learning-rate factor per layer below the head, such as 0.75.
-        parts: Where a model's parts lie, for recipes with a rate for each (vlm): {"projector": "*.bridge.*"}, with a
-            glob, a list of globs or a PartSpec. Parts that are not given are found by the names of known models.
+        parts: Where a model's parts lie (vlm), such as {"projector": "*.bridge.*"}; others are found by known names.
         existing: What becomes of the module's own configure_optimizers: "replace" (the default), "keep" (its
             optimizer and scheduler stay, clipping and averaging are added) or "error". Under manual optimization
             an own method is never replaced unless "replace" is given.
-        on_resume: Where a checkpoint's recipe differs from this one: "error", "checkpoint" (its values win) or
-            "config" (these values win). A longer horizon is no difference.
+        on_resume: Where a checkpoint's recipe differs: "error", "checkpoint" (its values win) or "config" (these win).
 
     Raises:
         RecipeError: All problems that can be seen without a run, in one message.
@@ -192,8 +191,7 @@ class Recipe(OwnsEMA):
         snapshot = snapshot_parameters(module)
         facts = run_facts(trainer, snapshot.parameter_count)
         self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
-        refuse_exact(self.run.resolved, trainer, module)
-        share_work(self.run.optimizer, trainer, module)
+        fit_to_run(self.run.resolved, self.run.optimizer, trainer, module)
         return {
             "optimizer": self.run.optimizer,
             "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
@@ -282,7 +280,7 @@ class Recipe(OwnsEMA):
         super().on_train_start(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Any, pl_module: Any) -> None:
-        """Continue the random states of a checkpoint that was written at the end of an epoch."""
+        """Continue the random states of a checkpoint from the end of an epoch."""
         assert self._session is not None
         self._session.epoch_start()
         super().on_train_epoch_start(trainer, pl_module)

@@ -10,15 +10,14 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
 from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
-from lit_opt.callbacks.matrix import cost_line, refuse_exact, share_work
+from lit_opt.callbacks.matrix import cost_line
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
-from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
-from lit_opt.optim import get_row
 from lit_opt.param_groups import ParamSnapshot, snapshot_parameters
 from lit_opt.recipes import get_recipe
 from lit_opt.resolve import preview
@@ -44,6 +43,7 @@ class Session:
         self.recipe, self.trainer, self.module = recipe, trainer, module
         self.planned = preview(recipe.spec, recipe.overrides)
         self.clip = self.planned.clip
+        self.norm: Any = None  # of the gradients of this step before they were clipped, 0-D, for OptimizerMonitor
         self.run: Configured | None = None
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
@@ -55,13 +55,11 @@ class Session:
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
+        self.keeps_theirs = own and recipe.existing == "keep"
         self._refuse(own)
         shards = flat_shards(trainer)
-        self.keeps_theirs = self._keeps_theirs(own)
-        if not self.keeps_theirs:
-            if shards:
-                refuse_shards(self.planned, shards)
-            refuse_exact(self.planned, trainer, module)
+        if shards and not self.keeps_theirs:
+            refuse_shards(self.planned, shards)
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -72,11 +70,8 @@ class Session:
 
     # ---- before the run
 
-    def _keeps_theirs(self, own: bool) -> bool:
-        return own and self.recipe.existing == "keep"
-
     def _refuse(self, own: bool) -> None:
-        problems = []
+        problems = [] if self.keeps_theirs else demand_problems(self.planned, self.trainer, self.module)
         name = type(self.module).__name__
         if own and self.recipe.existing == "error":
             problems.append(
@@ -108,9 +103,6 @@ class Session:
                     f"({self.clip.limit:g}) is off."
                 )
                 self.clip, self._clips_itself = None, True
-        optimizer = self.planned.optimizer
-        if isinstance(optimizer, str) and get_row(optimizer).needs_closure and not self._keeps_theirs(own):
-            problems += two_pass_problems(optimizer, self.trainer, self.module)
         if problems:
             raise RecipeError(problems)
 
@@ -173,9 +165,7 @@ class Session:
         facts = run_facts(self.trainer, self._snapshot.parameter_count)
         self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
         self.recipe.run = run
-        prepare_two_passes(run.optimizer, self.trainer, self.module)
-        refuse_exact(run.resolved, self.trainer, self.module)
-        share_work(run.optimizer, self.trainer, self.module)
+        fit_to_run(run.resolved, run.optimizer, self.trainer, self.module)
         if theirs is not None:
             run.resolved = resume.named_as_checkpoints(run.resolved)
             if not self._clips_itself:
@@ -260,6 +250,7 @@ class Session:
         if self._replay is not None:
             for group, options in zip(self.run.optimizer.param_groups, self.run.group_options, strict=False):
                 group.update(options)
+        meet_demands(self.run.resolved, self.run.optimizer, self.trainer)
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
@@ -290,7 +281,7 @@ class Session:
         """Clip what this optimizer holds."""
         if self.clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
+            self.norm = clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
 
     def _let_lightning_unscale(self) -> None:
         """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""
@@ -324,6 +315,8 @@ class Session:
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
         self._patches.remove()
+        if self.run is not None:
+            release(self.run.optimizer)
         found = suggested_lr(self.trainer)
         if found is not None and not self._started:
             rank_zero_info(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ _CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
 def expand_configs(args: Sequence[str]) -> list[str]:
     """Replace the name of a shipped config by its path, and read each config once to see that it can be.
 
-    A file of that name wins over a shipped config.
+    A file of that name wins over a shipped config. Classes may lie in files beside it.
 
     Raises:
         RecipeError: No such file, no YAML, or no sections in it.
@@ -45,9 +46,18 @@ def expand_configs(args: Sequence[str]) -> list[str]:
             path = shipped_configs()[value]
         expanded[i] = put.format(path)
         problems += _config_problems(value, path)
+        if path.is_file() and path not in shipped_configs().values():
+            _find_beside(path)
     if problems:
         raise RecipeError(problems)
     return expanded
+
+
+def _find_beside(config: Path) -> None:
+    """Let `class_path: model.MyModel` name a file beside the config, as `python train.py` finds its neighbours."""
+    folder = str(config.parent.resolve())
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
 
 
 def _config_problems(value: str, path: Path) -> list[str]:

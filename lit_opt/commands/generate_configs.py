@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -195,6 +195,14 @@ TABLE: dict[str, tuple[str, Workload]] = {
     "large_batch/lamb": ("large_batch/lamb", _LARGE),
     "large_batch/control": ("large_batch/control", _LARGE),
     "cnn/muon": ("cnn/muon", _unlabelled(_DIGITS)),
+    "cnn/sam": ("cnn/sam", _unlabelled(_DIGITS)),
+    "cnn/adamw": ("cnn/adamw", _unlabelled(_DIGITS)),
+    "vit/sam": ("vit/sam", _unlabelled(_VIT)),
+    "vit/lamb": ("vit/lamb", _unlabelled(_VIT)),
+    "llm/adafactor": ("llm/adafactor", _unlabelled(_TEXT)),
+    "llm/adamw_8bit": ("llm/adamw_8bit", _unlabelled(_TEXT)),
+    "diffusion/adafactor": ("diffusion/adafactor", _unlabelled(_DIFFUSION)),
+    "diffusion/adamw_8bit": ("diffusion/adamw_8bit", _unlabelled(_DIFFUSION)),
 }
 
 
@@ -206,15 +214,28 @@ def config_text(name: str) -> str:
         True
     """
     recipe, work = TABLE[name]
+    written = "Written by `python -m lit_opt.commands.generate_configs`; copy it to change it."
+    return workload_config(recipe, work, about=[*textwrap.wrap(work.about, 115), written], config=name, run=name)
+
+
+def workload_config(recipe: str, work: Workload, *, about: Sequence[str], config: str, run: str) -> str:
+    """The YAML of a recipe on a workload, with every value of the recipe as a comment.
+
+    Args:
+        recipe: Its name.
+        work: What it trains.
+        about: Comments of the head, below the recipe's own line.
+        config: What a user gives to `--config`.
+        run: Folder below `runs` that the logs go to.
+    """
     spec = get_recipe(recipe)
     lines = [
         f"# {spec.summary}.",
-        *(f"# {line}" for line in textwrap.wrap(work.about, 115)),
-        "# Written by `python -m lit_opt.commands.generate_configs`; copy it to change it.",
+        *(f"# {line}" for text in about for line in textwrap.wrap(text, 115)),
         "#",
-        f"#   lit-opt fit --config {name}",
-        f"#   lit-opt fit --config {name} --recipe.lr=1e-3 --trainer.max_steps=100",
-        *([f"#   lit-opt fit --config {name} --model.weights=PATH/last.ckpt"] if work.base else []),
+        f"#   lit-opt fit --config {config}",
+        f"#   lit-opt fit --config {config} --recipe.lr=1e-3 --trainer.max_steps=100",
+        *([f"#   lit-opt fit --config {config} --model.weights=PATH/last.ckpt"] if work.base else []),
         "",
         "seed_everything: 0",
         "",
@@ -225,7 +246,7 @@ def config_text(name: str) -> str:
         *(f"  {key}: {flow(value)}" for key, value in work.trainer.items()),
         "  logger:",
         "    class_path: lightning.pytorch.loggers.CSVLogger",
-        f"    init_args: {{save_dir: runs, name: {name}}}",
+        f"    init_args: {{save_dir: runs, name: {run}}}",
         "  callbacks:",
         "    - class_path: lightning.pytorch.callbacks.LearningRateMonitor",
         "      init_args: {logging_interval: step}",

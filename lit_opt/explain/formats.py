@@ -24,9 +24,7 @@ def recipe_text(spec: RecipeSpec, entries: Sequence[Entry]) -> RenderableType:
         Text.assemble(("Recipe ", "bold"), (spec.name, "bold cyan"), "  ", spec.summary),
         Text.assemble(("Deviate  ", "bold"), spec.deviate),
     ]
-    parts.append(Text())
-    for section, group in groupby(entries, key=lambda e: e.section):
-        parts += [Text(section, style="bold underline"), *_entries(group), Text()]
+    parts += [Text(), *entry_sections(entries)]
     parts += [
         Text("Try it", style="bold underline"),
         Text(f"  lit-opt explain {spec.name} --lr 1e-3      your value beside the recipe's"),
@@ -34,6 +32,14 @@ def recipe_text(spec: RecipeSpec, entries: Sequence[Entry]) -> RenderableType:
         Text(f'  Trainer(callbacks=[Recipe("{spec.name}")])'),
     ]
     return Group(*parts)
+
+
+def entry_sections(entries: Sequence[Entry]) -> Iterator[RenderableType]:
+    """The entries under their headings."""
+    for section, group in groupby(entries, key=lambda e: e.section):
+        yield Text(section, style="bold underline")
+        yield from _entries(group)
+        yield Text()
 
 
 def _entries(entries: Iterable[Entry]) -> Iterator[RenderableType]:
@@ -118,6 +124,12 @@ def _plain(value: Any) -> Any:
 def recipe_markdown(spec: RecipeSpec, entries: Sequence[Entry]) -> str:
     """The explanation as Markdown tables, for documentation."""
     lines = [f"# Recipe `{spec.name}`", "", f"{spec.summary}.", "", f"**Deviate**: {spec.deviate}."]
+    return "\n".join([*lines, *entry_tables(entries)])
+
+
+def entry_tables(entries: Sequence[Entry]) -> list[str]:
+    """The entries as one Markdown table a section."""
+    lines: list[str] = []
     for section, group in groupby(entries, key=lambda e: e.section):
         lines += [
             "",
@@ -130,16 +142,22 @@ def recipe_markdown(spec: RecipeSpec, entries: Sequence[Entry]) -> str:
             number = headline(Entry(**{**_fields(e), "unit": ""}))
             practice = "; ".join((*e.notes, e.practice) if e.practice else e.notes)
             lines.append(
-                "| " + " | ".join(_cell(c) for c in (f"`{e.name}`", number, e.unit, practice, e.source)) + " |"
+                "| " + " | ".join(markdown_cell(c) for c in (f"`{e.name}`", number, e.unit, practice, e.source)) + " |"
             )
-    return "\n".join(lines)
+    return lines
 
 
 def _fields(e: Entry) -> dict[str, Any]:
     return {name: getattr(e, name) for name in Entry.__dataclass_fields__}
 
 
-def _cell(text: str) -> str:
+def markdown_cell(text: str) -> str:
+    """Text that stays in one cell of a Markdown table.
+
+    Example:
+        >>> markdown_cell("one cell")
+        'one cell'
+    """
     return text.replace("|", "\\|").replace("\n", " ")
 
 
@@ -227,5 +245,5 @@ def optimizer_markdown(row: OptimizerRow) -> str:
         ]
         for name, v in (("lr", p.lr), ("weight_decay", p.weight_decay), *p.hyperparameters.items()):
             cells = (f"`{name}`", short(v.number), v.unit, v.common_practice, v.source)
-            lines.append("| " + " | ".join(_cell(c) for c in cells) + " |")
+            lines.append("| " + " | ".join(markdown_cell(c) for c in cells) + " |")
     return "\n".join(lines)

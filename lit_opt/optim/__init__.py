@@ -9,18 +9,24 @@ from lit_opt.optim.registry import get_row, list_optimizers
 
 if TYPE_CHECKING:
     from lit_opt.optim.adafactor import Adafactor as Adafactor
+    from lit_opt.optim.curvature.kfac import KFAC as KFAC
+    from lit_opt.optim.curvature.natural_gradient import NaturalGradient as NaturalGradient
     from lit_opt.optim.factory import build as build
     from lit_opt.optim.lookahead import Lookahead as Lookahead
     from lit_opt.optim.matrix.mars_m import MarsM as MarsM
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
     from lit_opt.optim.matrix.teon import Teon as Teon
+    from lit_opt.optim.onebit_adam import OneBitAdam as OneBitAdam
     from lit_opt.optim.sam import ASAM as ASAM
     from lit_opt.optim.sam import SAM as SAM
 
 # No module of this package may be called like a public function: importing it would replace the function.
 _LAZY = {
     "build": "lit_opt.optim.factory",
+    "KFAC": "lit_opt.optim.curvature.kfac",
+    "NaturalGradient": "lit_opt.optim.curvature.natural_gradient",
+    "OneBitAdam": "lit_opt.optim.onebit_adam",
     "Adafactor": "lit_opt.optim.adafactor",
     "ASAM": "lit_opt.optim.sam",
     "Lookahead": "lit_opt.optim.lookahead",

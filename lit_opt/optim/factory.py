@@ -31,7 +31,7 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
             "name", "algorithm" and any hyperparameter, which then replaces the one below for that group.
         **hyperparameters: Keywords of the registry row (lr, weight_decay, betas, momentum, ...). `lr` has no
             default: it is given here or in every group. weight_decay has the unit of the optimizer, for adamw
-            torch's: it is multiplied by lr.
+            torch's: it is multiplied by lr. Methods that watch the layers (kfac, natural_gradient) need module=.
 
     Returns:
         A torch.optim.Optimizer. Its groups have "algorithm" and, where given, "name", also after add_param_group,
@@ -79,6 +79,11 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     own = [(where, group) for where, group in groups if group.get("algorithm", row.name) == row.name]
     if "lr" not in hyperparameters and not (groups and all("lr" in group for _, group in own)):
         problems.append(missing_lr(row))
+    problems += [
+        f"{key}: missing. {row.name} has no default for it; type {key}=..."
+        for key, default in row.hyperparameters.items()
+        if default is REQUIRED and key != "lr" and key not in hyperparameters
+    ]
 
     defaults = {k: v for k, v in row.hyperparameters.items() if v is not REQUIRED} | values
     problems += check_nesterov(row, defaults)
@@ -136,13 +141,15 @@ def _wrapped(
     optimizer = _load(row)(_constructed(inside, groups, {**options, **extras}, nesterov), **own)
     for group in optimizer.param_groups:
         group["algorithm"] = row.name if group["algorithm"] == inside.name else group["algorithm"]
-    if not inside.matrix:
-        optimizer.defaults["algorithm"] = row.name
     return optimizer
 
 
 def _extras(row: OptimizerRow, given: Mapping[str, Any]) -> tuple[dict[str, Any], list[str]]:
-    """Keywords of a matrix method that are not hyperparameters, and the problems of its fallback."""
+    """Keywords that are not hyperparameters, and their problems: the module to watch, or a matrix method's fallback."""
+    if row.needs_module:
+        if not isinstance(given.get("module"), torch.nn.Module):
+            return {}, [f"module: missing. {row.name} watches the layers of the model; type module=model."]
+        return {"module": given["module"]}, []
     if not row.matrix:
         return {}, []
     extras = {key: given[key] for key in (*row.group_options, "fallback") if key in given}

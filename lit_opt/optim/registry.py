@@ -68,6 +68,8 @@ def get_row(name: str, base: str | None = None, *, setting: str = "") -> Optimiz
         matrix=inside.matrix,
         group_options=inside.group_options,
         extra=row.extra or inside.extra,
+        state=lambda shape, options: (*inside.state(shape, options), *row.state(shape, options)),
+        scratch=None,
     )
 
 
@@ -111,12 +113,13 @@ def _row(name: object, key: str, known: Sequence[str]) -> OptimizerRow:
 
 
 def _bases(wrapper: OptimizerRow) -> tuple[str, ...]:
-    """What it can go around: no second wrapper, nothing with keywords of the same name or averages of its own."""
+    """What it can go around: no second wrapper, nothing with keywords of the same name, averages or hooks of its own."""
     return tuple(
         sorted(
             row.name
             for row in ROWS
-            if not (row.wraps or row.averages_itself or set(row.hyperparameters) & set(wrapper.hyperparameters))
+            if not (row.wraps or row.averages_itself or row.needs_module or row.exchanges)
+            and not set(row.hyperparameters) & set(wrapper.hyperparameters)
         )
     )
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from lit_opt.optim.state import Scratch, StateOf
 from lit_opt.recipes.schema import Value
 
 # Default of a hyperparameter that has to be given.
@@ -52,6 +53,9 @@ class OptimizerRow:
         source: Paper id and where the code was checked.
         evidence: The field guide's evidence label.
         hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
+        state: What it keeps of a parameter, see `lit_opt.optim.state`; a test compares it with a real step.
+        scratch: What a step needs beside it, None where it was not measured. A matrix method's batches are counted from
+            its plan, not here.
         fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
         decayed_group: Group options of decayed groups that differ from those of excluded ones.
         excluded_group: Group options of groups that are excluded from decay.
@@ -64,6 +68,10 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
+            `remove_hooks()`.
+        exchanges: It has processes exchange something else than averaged gradients: the class has
+            `register(ddp_module)`, to be called before the first backward pass.
         extra: The extra of this package that brings the provider; "" where it is always there.
         averages_itself: It validates on averages of its own (`train()` and `eval()` of the optimizer swap them), and its
             rate stays constant after the warmup.
@@ -71,6 +79,8 @@ class OptimizerRow:
             the base has, it has as well; `registry.get_row` puts the two together.
         own_values: For such a one, published values of its own keywords, in every setting of the base.
         needs_closure: A step evaluates the model itself.
+        exact: Its state has the precision of the weights, so that rounding alone stands between it and its rule.
+        compiles: Its step is compiled for each shape at first (torch.compile), which takes tens of seconds on a CPU.
         group_state: What the class counts in its groups: a resume keeps it, as all other state.
     """
 
@@ -82,6 +92,8 @@ class OptimizerRow:
     source: str
     evidence: str
     hyperparameters: Mapping[str, Any]
+    state: StateOf
+    scratch: Scratch | None = field(default_factory=Scratch)
     fixed: Mapping[str, Any] = field(default_factory=dict)
     decayed_group: Mapping[str, Any] = field(default_factory=dict)
     excluded_group: Mapping[str, Any] = field(default_factory=dict)
@@ -92,9 +104,13 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    needs_module: bool = False
+    exchanges: bool = False
     extra: str = ""
     averages_itself: bool = False
     wraps: Mapping[str, str] = field(default_factory=dict)
     own_values: Mapping[str, Value] = field(default_factory=dict)
     needs_closure: bool = False
     group_state: tuple[str, ...] = ()
+    exact: bool = True
+    compiles: bool = False

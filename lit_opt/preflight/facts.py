@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch.utilities.combined_loader import CombinedLoader
+from torch import Tensor
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, IterableDataset
 
 from lit_opt.callbacks.facts import loader_batch_size
@@ -106,6 +108,46 @@ def foresee(
         notes=tuple(notes),
         training_data=loader,
     )
+
+
+def tokens_of_a_sample(loader: Any) -> int | None:
+    """Tokens of the first sample of a loader, None where they cannot be told: no batch is made of it.
+
+    A dict's "input_ids", or a sample that is a one-dimensional tensor of whole numbers, alone or first in a tuple.
+
+    Example:
+        >>> import torch
+        >>> tokens_of_a_sample(DataLoader([{"input_ids": torch.arange(7)}]))
+        7
+    """
+    first = _first_tensor(loader)
+    if first is None or first.ndim != 1 or first.is_floating_point() or first.is_complex():
+        return None
+    return first.numel() or None
+
+
+def input_of_a_sample(loader: Any) -> Tensor | None:
+    """The first sample of a loader twice (batch norm refuses one), where it is an image or the like: a tensor of floats.
+
+    Example:
+        >>> import torch
+        >>> input_of_a_sample(DataLoader([(torch.zeros(3, 8, 8), 1)])).shape
+        torch.Size([2, 3, 8, 8])
+    """
+    first = _first_tensor(loader)
+    return torch.stack([first, first]) if first is not None and first.is_floating_point() and first.ndim else None
+
+
+def _first_tensor(loader: Any) -> Tensor | None:
+    try:
+        sample = loader.dataset[0]
+    except Exception:  # somebody else's data: streams have no index, and files may be missing
+        return None
+    if isinstance(sample, Mapping):
+        sample = sample.get("input_ids")
+    elif isinstance(sample, tuple | list) and sample:
+        sample = sample[0]
+    return sample if isinstance(sample, Tensor) else None
 
 
 def _training_data(

@@ -79,12 +79,14 @@ class Placement:
 
     Args:
         kind: Key of `KINDS`.
-        strategy: As it was given.
+        strategy: Its name.
         devices: Processes over all nodes.
         data_parallel: Processes that see different data.
         tensor_parallel: Processes that share one copy of a layer.
         precision: One of Lightning's words.
-        offload: Optimizer states lie in CPU memory.
+        offload: What lies in CPU memory: "" for nothing, "state" for the optimizer's, "all" for weights and gradients
+            as well.
+        bucket_view: DDP's gradients lie in its buckets (`gradient_as_bucket_view`), not beside them.
         notes: What was assumed, in sentences.
 
     Example:
@@ -98,7 +100,8 @@ class Placement:
     data_parallel: int = 1
     tensor_parallel: int = 1
     precision: str = "32-true"
-    offload: bool = False
+    offload: str = ""
+    bucket_view: bool = False
     notes: tuple[str, ...] = ()
 
 
@@ -140,6 +143,7 @@ def read_placement(trainer: Mapping[str, Any]) -> Placement:
         tensor_parallel=sizes[1],
         precision=_precision(trainer.get("precision")),
         offload=_offloads(word, options),
+        bucket_view=bool(options.get("gradient_as_bucket_view")),
         notes=tuple(notes),
     )
 
@@ -159,7 +163,8 @@ def _strategy(given: Any) -> tuple[str, Mapping[str, Any]]:
                 )
         return word, {}
     if isinstance(given, Mapping) and "class_path" in given:
-        return str(given["class_path"]).rpartition(".")[2], given.get("init_args") or {}
+        options = (given.get("init_args") or {}) | (given.get("dict_kwargs") or {})
+        return str(given["class_path"]).rpartition(".")[2], options
     raise RecipeError(
         [
             f"strategy: {type(given).__name__} cannot be read before a run. Give a name ({', '.join(_WORDS)}) or "
@@ -182,8 +187,12 @@ def _kind(word: str, options: Mapping[str, Any]) -> str:
     return _WORDS.get(word) or _CLASSES.get(word, "other")
 
 
-def _offloads(word: str, options: Mapping[str, Any]) -> bool:
-    return "offload" in word or bool(options.get("cpu_offload") or options.get("offload_optimizer"))
+def _offloads(word: str, options: Mapping[str, Any]) -> str:
+    if word == "fsdp_cpu_offload" or options.get("cpu_offload") or options.get("offload_parameters"):
+        return "all"
+    if "_offload" in word:
+        return "all" if "stage_3" in word else "state"
+    return "state" if options.get("offload_optimizer") else ""
 
 
 def _devices(trainer: Mapping[str, Any], notes: list[str]) -> int:

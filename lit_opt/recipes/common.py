@@ -33,6 +33,60 @@ ADAM_EPS = Value(
     source="nanoGPT train.py, torchtitan optimizer.py:378, OLMo-core",
 )
 
+ADAFACTOR_SOURCE = "arXiv:2106.04560; google-research/big_vision configs/vit_i1k.py:131-137"
+ADAFACTOR_PRACTICE = "big_vision's form at Adam's values; three other Adafactors mean other things by lr"
+ADAFACTOR_MOMENTUM = Value(
+    0.9,
+    unit="decay of the momentum per step, kept in bfloat16",
+    common_practice="0.9 in bfloat16",
+    source=ADAFACTOR_SOURCE,
+)
+EIGHT_BIT_SOURCE = "arXiv:2110.02861; bitsandbytes' documentation (no hyperparameter tuning)"
+
+# Around any optimizer: SAM's own value, shared with its registry row.
+SAM_RHO = Value(
+    0.05,
+    unit="radius of the neighbourhood, norm over all weights",
+    common_practice="0.05; CIFAR-100 0.1; 0.1 to 0.6 for ViT without augmentation; 0.5 when applied every 10 steps",
+    source="arXiv:2010.01412; davda54/sam example/train.py; big_vision proj/gsam; mosaicml/composer algorithms/sam",
+)
+
+
+def sam(base: str, common_practice: str) -> dict[str, Value]:
+    """SAM's keywords around an optimizer.
+
+    Args:
+        base: Registry name of the optimizer that steps.
+        common_practice: What others put inside.
+
+    Example:
+        >>> sam("sgd", "SGD")["rho"].number
+        0.05
+    """
+    inside = Value(
+        base,
+        unit="registry name of the optimizer inside",
+        common_practice=common_practice,
+        source="arXiv:2010.01412 (SGD); big_vision proj/gsam (Adam)",
+    )
+    return {"base": inside, "rho": SAM_RHO}
+
+
+def optimizer_name(name: str, common_practice: str, source: str) -> Value:
+    """An optimizer as a value.
+
+    Args:
+        name: Registry name.
+        common_practice: What others take.
+        source: Where that is read.
+
+    Example:
+        >>> optimizer_name("sam", "AdamW", "arXiv:2010.01412").number
+        'sam'
+    """
+    return Value(name, unit="registry name", common_practice=common_practice, source=source)
+
+
 _MUON_README = "KellerJordan/Muon README.md, muon.py"
 
 # AdamW beside matrices in Muon's own units (lr about 0.02), for embeddings, heads, norms and biases.

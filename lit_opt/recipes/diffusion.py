@@ -4,7 +4,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_opt.recipes.common import ADAM_EPS, BF16, NO_DECAY
+from lit_opt.recipes.common import (
+    ADAFACTOR_MOMENTUM,
+    ADAFACTOR_PRACTICE,
+    ADAFACTOR_SOURCE,
+    ADAM_EPS,
+    BF16,
+    EIGHT_BIT_SOURCE,
+    NO_DECAY,
+    optimizer_name,
+)
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
 FROM_SCRATCH = RecipeSpec(
@@ -137,4 +146,23 @@ FINETUNE = replace(
     ),
 )
 
-RECIPES = (FROM_SCRATCH, FINETUNE)
+ADAFACTOR = replace(
+    FROM_SCRATCH,
+    name="diffusion/adafactor",
+    summary="Diffusion and flow matching with big_vision's Adafactor at AdamW's values: when optimizer memory is short",
+    deviate="diffusion when memory is enough; diffusion/adamw_8bit to stay closer to AdamW",
+    optimizer=optimizer_name("adafactor_bv", ADAFACTOR_PRACTICE, ADAFACTOR_SOURCE),
+    hyperparameters={"momentum": ADAFACTOR_MOMENTUM},
+)
+
+ADAMW_8BIT = replace(
+    FROM_SCRATCH,
+    name="diffusion/adamw_8bit",
+    summary="Diffusion and flow matching with AdamW's moments in 8 bits: a quarter of the optimizer memory",
+    deviate="diffusion when memory is enough",
+    optimizer=optimizer_name(
+        "adamw_8bit", "AdamW's values unchanged (--use_8bit_adam)", f"diffusers; {EIGHT_BIT_SOURCE}"
+    ),
+)
+
+RECIPES = (FROM_SCRATCH, ADAFACTOR, ADAMW_8BIT, FINETUNE)

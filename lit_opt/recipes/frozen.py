@@ -1,15 +1,14 @@
-"""A dictionary of values that cannot be changed."""
+"""A dictionary for frozen dataclasses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import TypeVar
 
-if TYPE_CHECKING:
-    from lit_opt.recipes.schema import Value
+T = TypeVar("T")
 
 
-class FrozenMapping(Mapping[str, "Value"]):
+class FrozenMapping(Mapping[str, T]):
     """A dictionary that cannot be changed, so that a recipe can be shared, hashed and pickled.
 
     Example:
@@ -18,10 +17,10 @@ class FrozenMapping(Mapping[str, "Value"]):
         TypeError: 'FrozenMapping' object does not support item assignment
     """
 
-    def __init__(self, items: Mapping[str, Value]) -> None:
+    def __init__(self, items: Mapping[str, T]) -> None:
         self._items = dict(items)
 
-    def __getitem__(self, key: str) -> Value:
+    def __getitem__(self, key: str) -> T:
         return self._items[key]
 
     def __iter__(self) -> Iterator[str]:

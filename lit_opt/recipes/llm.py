@@ -5,7 +5,18 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_opt.recipes import muon
-from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, MUON_FALLBACK, NO_DECAY
+from lit_opt.recipes.common import (
+    ADAFACTOR_MOMENTUM,
+    ADAFACTOR_PRACTICE,
+    ADAFACTOR_SOURCE,
+    ADAM_EPS,
+    BF16,
+    EIGHT_BIT_SOURCE,
+    EMA_OFF,
+    MUON_FALLBACK,
+    NO_DECAY,
+    optimizer_name,
+)
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
 # The field guide's range; the size table below comes from published runs.
@@ -254,4 +265,21 @@ NORMUON = replace(
     fallback=muon.all_transferred(MUON_FALLBACK, "llm/muon"),
 )
 
-RECIPES = (PRETRAINING, MUON, MUON_RMS, NORMUON, FINETUNE, LORA)
+ADAFACTOR = replace(
+    PRETRAINING,
+    name="llm/adafactor",
+    summary="Language-model pretraining with big_vision's Adafactor at AdamW's values: when optimizer memory is short",
+    deviate="llm when memory is enough; llm/adamw_8bit to stay closer to AdamW",
+    optimizer=optimizer_name("adafactor_bv", ADAFACTOR_PRACTICE, ADAFACTOR_SOURCE),
+    hyperparameters={"momentum": ADAFACTOR_MOMENTUM},
+)
+
+ADAMW_8BIT = replace(
+    PRETRAINING,
+    name="llm/adamw_8bit",
+    summary="Language-model pretraining with AdamW's moments in 8 bits: a quarter of the optimizer memory",
+    deviate="llm when memory is enough",
+    optimizer=optimizer_name("adamw_8bit", "AdamW's values unchanged", EIGHT_BIT_SOURCE),
+)
+
+RECIPES = (PRETRAINING, MUON, MUON_RMS, NORMUON, ADAFACTOR, ADAMW_8BIT, FINETUNE, LORA)

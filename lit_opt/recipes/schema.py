@@ -149,17 +149,20 @@ class ClipSpec:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class EMASpec:
-    """Averaged weights: `shadow <- d shadow + (1 - d) weights` after each optimizer step.
+    """Averaged weights: `shadow <- d shadow + (1 - d) weights` after each optimizer step, or their mean (SWA).
 
     Args:
-        decay: The final d, per optimizer step.
-        warmup: Use min(decay, (1 + n) / (10 + n)) at the n-th update.
+        decay: The final d, per optimizer step; with warmup min(d, (1 + n) / (10 + n)). Not for "swa".
+        warmup: See decay.
         start_step: Optimizer step at which averaging begins.
         checkpoint: What the checkpoint's `state_dict` holds: "raw" weights (the averages lie beside them) or "ema".
         offload: Keep the averages in CPU memory.
+        kind: "ema", or "swa": the mean of the weights at start_step and after every `every` steps.
+        every: See kind.
+        buffers: Average floating-point buffers (batch norm's statistics) as well.
 
     Example:
-        >>> EMASpec(decay=0.999, start_step=100).checkpoint
+        >>> EMASpec(kind="swa", start_step=7_500, every=100, buffers=True).checkpoint
         'raw'
     """
 
@@ -168,6 +171,9 @@ class EMASpec:
     start_step: int = 0
     checkpoint: str = "raw"
     offload: bool = False
+    kind: str = "ema"
+    every: int = 1
+    buffers: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

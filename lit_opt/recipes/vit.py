@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_opt.recipes import muon
-from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, NO_DECAY, label_smoothing
+from lit_opt.recipes.common import ADAM_EPS, BF16, EMA_OFF, NO_DECAY, label_smoothing, optimizer_name, sam
 from lit_opt.recipes.schema import Decay, LearningRate, RecipeSpec, Scaling, Value, Warmup
 
 FROM_SCRATCH = RecipeSpec(
@@ -174,4 +174,63 @@ MUON = replace(
     fallback=FROM_SCRATCH.hyperparameters,
 )
 
-RECIPES = (FROM_SCRATCH, MUON, FINETUNE)
+SAM = replace(
+    FROM_SCRATCH,
+    name="vit/sam",
+    summary="Vision transformers with SAM around AdamW: for plateaus and for training without strong augmentation",
+    deviate="vit, at half the cost a step, while the loss still falls or augmentation is strong",
+    optimizer=optimizer_name(
+        "sam", "AdamW; SAM or GSAM without strong augmentation", "arXiv:2010.01412, arXiv:2106.01548"
+    ),
+    hyperparameters={**FROM_SCRATCH.hyperparameters, **sam("adamw", "Adam in GSAM, AdamW in arXiv:2106.01548")},
+)
+
+_DEIT_III = "DeiT III README_revenge.md:81,412"
+
+LAMB = replace(
+    FROM_SCRATCH,
+    name="vit/lamb",
+    summary="Vision transformers with LAMB, as DeiT III trains them: for batches of about 2,048 and long runs",
+    deviate="vit, whose AdamW is the common choice below that",
+    optimizer=optimizer_name("lamb", "AdamW; DeiT III uses LAMB", _DEIT_III),
+    lr=LearningRate(
+        base=Value(
+            3e-3,
+            unit="peak, per step at 2048 images",
+            common_practice="3e-3 for B, L and H; 4e-3 for S",
+            source=_DEIT_III,
+        ),
+        scaling=Scaling(
+            rule=Value(
+                "sqrt",
+                unit="rule",
+                common_practice="not scaled in DeiT III (--unscale-lr); sqrt in timm for LAMB",
+                source=f"timm train.py:836, arXiv:1904.00962; {_DEIT_III}",
+            ),
+            reference_batch=Value(2048, unit="images", common_practice="2048", source=_DEIT_III),
+            batch_unit="samples",
+        ),
+    ),
+    weight_decay=Value(
+        0.05,
+        unit="inside the update, then times the trust ratio",
+        common_practice="0.05; 0.02 on ImageNet-21k",
+        source=_DEIT_III,
+    ),
+    hyperparameters={
+        "betas": Value(
+            (0.9, 0.999),
+            unit="decay of the moments per step",
+            common_practice="(0.9, 0.999)",
+            source="arXiv:1904.00962",
+        ),
+        "eps": Value(
+            1e-6,
+            unit="added to the root of the second moment",
+            common_practice="1e-6",
+            source="arXiv:1904.00962; timm/optim/lamb.py",
+        ),
+    },
+)
+
+RECIPES = (FROM_SCRATCH, MUON, SAM, LAMB, FINETUNE)

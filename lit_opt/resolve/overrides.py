@@ -240,7 +240,11 @@ def _ema_problems(given: object) -> Iterator[str]:
         yield f"ema: {ema.decay!r} is not allowed; give a decay per step in [0, 1), such as 0.9999."
     if not is_whole(ema.start_step, 0):
         yield f"ema.start_step: {ema.start_step!r} is not allowed; give a number of optimizer steps from 0 up."
-    for name in ("warmup", "offload"):
+    if ema.kind not in ("ema", "swa"):
+        yield f"ema.kind: {ema.kind!r} is unknown; 'ema' or 'swa'."
+    elif not is_whole(ema.every) or (ema.every > 1 and ema.kind == "ema"):
+        yield f"ema.every: {ema.every!r} is not allowed; give optimizer steps from 1 up, for kind='swa' (an EMA takes every one)."
+    for name in ("warmup", "offload", "buffers"):
         if not isinstance(getattr(ema, name), bool):
             yield f"ema.{name}: {getattr(ema, name)!r} is not allowed; give True or False."
     if ema.checkpoint not in ("raw", "ema"):

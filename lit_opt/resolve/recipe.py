@@ -209,4 +209,5 @@ def _ema(spec: RecipeSpec, o: Mapping[str, Any]) -> tuple[EMASpec | None, Proven
     if isinstance(given, bool):
         given = (spec.ema.number or EMASpec().decay) if given else 0.0
     ema = build_spec(EMASpec, {"decay": float(given)} if is_number(given) else given)
-    return (ema if ema.decay > 0 else None), _origin(o, "ema", ema.decay, spec.ema)
+    shown = ema.kind if ema.kind == "swa" else ema.decay
+    return (ema if ema.decay > 0 else None), _origin(o, "ema", shown, spec.ema)

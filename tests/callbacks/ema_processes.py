@@ -15,7 +15,9 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
-from lit_opt import EMA
+from lit_opt import EMA, PostHocEMA
+from lit_opt.averaging import reconstruct
+from lit_opt.averaging.posthoc import power_gamma
 from lit_opt.averaging.shards import gathered
 from tests.callbacks.ema_lib import SAFE, Net, loader, read, same
 from tests.callbacks.ema_lib import averages as averages_of
@@ -169,6 +171,30 @@ def check_evaluation_of_a_file() -> None:
         torch.testing.assert_close(net.seen[-1], output_of_averages(FOLDER / f"{name}.ckpt"))
 
 
+def check_mean_and_posthoc() -> None:
+    """SWA, and the snapshots of post-hoc EMA, of whole weights; both continue from a checkpoint."""
+    folder, path = FOLDER / "snapshots", FOLDER / "mean.ckpt"
+    trace = Whole(path, 4)
+    swa, posthoc = EMA(kind="swa", start_step=3, every=2), PostHocEMA(folder, every=4)
+    trainer(trace, swa, posthoc, max_steps=8).fit(module(), own_batch())
+    torch.distributed.barrier()
+    found = reconstruct(folder, 0.10)
+    power = power_gamma(0.10) + 1
+    shares = (torch.arange(9, dtype=torch.float64) / 8).pow(power).diff()
+    for name, value in averages_of(swa).items():
+        mean = torch.stack([trace.train[step - 1][name] for step in (3, 5, 7)]).mean(dim=0)
+        torch.testing.assert_close(value, mean, rtol=1e-5, atol=1e-7)
+        expected = torch.einsum("s,s...->...", shares, torch.stack([now[name].double() for now in trace.train]))
+        torch.testing.assert_close(found[name].double(), expected, rtol=1e-5, atol=1e-6)
+    assert int(found["count"]) == 7 and "net.0.weight" in found
+    Two().load_state_dict(found)
+    again, continued = EMA(kind="swa", start_step=3, every=2), PostHocEMA(folder, every=4)
+    trainer(again, continued, max_steps=8).fit(module(), own_batch(), ckpt_path=path, **SAFE)
+    torch.distributed.barrier()
+    assert same(averages_of(again), averages_of(swa))
+    assert same(reconstruct(folder, 0.10), found)
+
+
 def check_weights_only() -> None:
     if KIND == "fsdp2_sharded":
         return
@@ -202,6 +228,7 @@ if __name__ == "__main__":
         for word in ("raw", "ema"):
             check_resume(word)
         check_evaluation_of_a_file()
+        check_mean_and_posthoc()
         check_weights_only()
         check_exception()
         (FOLDER / f"passed.{torch.distributed.get_rank()}").touch()

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.plugins.precision import MixedPrecision
 from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
@@ -102,6 +103,29 @@ def test_another_fallback_is_another_recipe(tmp_path: Path) -> None:
     moved = recipe("llm/muon", groups=[GroupRule(match="*.down_proj.weight", algorithm="adamw")], on_resume="config")
     with pytest.raises(RecipeError, match="in another group or with another algorithm"):
         fit(language_model(), moved, data=text(), ckpt_path=path)
+
+
+def test_fused_weights_are_split_from_yaml() -> None:
+    parser = ArgumentParser()
+    parser.add_class_arguments(Recipe, "recipe")
+    given = parser.parse_string("""
+recipe:
+  name: llm/muon
+  groups:
+    - {match: "*.qkv.weight", split_sizes: qkv}
+    - {match: "*.kv.weight", split_sizes: [16, 8]}
+    - {match: "*.q.weight", num_heads: 4}
+""")
+    block = nn.ModuleDict({"qkv": nn.Linear(8, 24), "kv": nn.Linear(8, 24), "q": nn.Linear(8, 8)})
+    module = nn.ModuleDict({"block": block, "head": nn.Linear(8, 4)})
+    instantiate = getattr(parser, "instantiate", None) or parser.instantiate_classes  # before jsonargparse 4.49
+    ours = instantiate(given).recipe
+    optimizer, _ = ours.configure(module, total_steps=10)
+    found = {group["name"]: (group.get("split_sizes"), group.get("num_heads")) for group in optimizer.param_groups}
+    assert found["decay/qkv.weight/split_8_8_8"] == ([8, 8, 8], None)
+    assert found["decay/kv.weight/split_16_8"] == ([16, 8], None)
+    assert found["decay/q.weight/blocks_4"] == (None, 4)
+    assert all(how == (None, None) for name, how in found.items() if "weight" not in name)
 
 
 # ---- what a step costs

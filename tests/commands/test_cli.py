@@ -48,7 +48,7 @@ def test_help_teaches(capsys, argv):
     assert max(map(len, out.splitlines())) <= 80
 
 
-@pytest.mark.parametrize("verb", ["list", "explain", "export-ema"])
+@pytest.mark.parametrize("verb", ["list", "explain", "plan", "export-ema"])
 def test_each_verb_has_examples(capsys, verb):
     code, out, err = says(capsys, verb, "--help")
     assert (code, err) == (0, "")

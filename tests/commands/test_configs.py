@@ -127,7 +127,8 @@ def watched(monkeypatch):
 # Of the configs of one workload the first Muon one is enough; the others differ in numbers that other tests read.
 _SLOW = (
     *("llm/muon_rms", "llm/normuon", "cnn/muon", "vit/muon", "large_batch/lamb", "large_batch/control"),
-    *("llm/finetune", "vit/finetune", "diffusion/finetune"),
+    *("llm/finetune", "vit/finetune", "diffusion/finetune", "cnn/adamw", "vit/lamb", "vit/sam"),
+    *("llm/adafactor", "llm/adamw_8bit", "diffusion/adafactor", "diffusion/adamw_8bit"),
 )
 
 

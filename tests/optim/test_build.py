@@ -7,6 +7,8 @@ from torch import nn
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim import build, get_row, list_optimizers
+from lit_opt.optim.schema import REQUIRED
+from tests.rows import EXACT
 
 
 def matrix(*shape: int) -> nn.Parameter:
@@ -17,6 +19,14 @@ def problems_of(name: str, params: Any, **hyperparameters: Any) -> list[str]:
     with pytest.raises(RecipeError) as caught:
         build(name, params, **hyperparameters)
     return caught.value.problems
+
+
+def needed_by(name: str, weight: nn.Parameter) -> dict[str, Any]:
+    """What has no default, beside lr: the module that has the weight, a number of steps."""
+    layer = nn.Linear(1, 1, bias=False)
+    layer.weight = weight
+    needed: dict[str, Any] = {"module": layer} if get_row(name).needs_module else {}
+    return needed | ({"freeze_step": 9} if name == "onebit_adam" else {})
 
 
 def test_unknown_keyword_has_the_nearest_and_the_list():
@@ -73,7 +83,8 @@ def test_values_are_checked_in_the_call_and_in_a_group(name: str, keyword: str, 
 
 @pytest.mark.parametrize("name", list_optimizers())
 def test_missing_lr_names_the_published_values(name: str):
-    (problem,) = problems_of(name, [matrix()])
+    weight = matrix()
+    (problem,) = problems_of(name, [weight], **needed_by(name, weight))
     assert problem.startswith(f"lr: missing. {name} has no default")
     for published in get_row(name).settings.values():
         assert f"{published.lr.number:g} ({published.lr.unit})" in problem
@@ -214,11 +225,15 @@ def test_no_hyperparameter_of_the_provider_slips_in():
     assert build("lamb", [matrix()], lr=0.1).defaults["max_grad_norm"] is None
     assert build("lamb", [matrix()], lr=0.1, max_grad_norm=1.0).defaults["max_grad_norm"] == 1.0
     assert build("lars", [matrix()], lr=0.1).defaults["eps"] == 0.0
-    for name in list_optimizers():
-        built = build(name, [matrix()], lr=0.1).param_groups[0]
-        assert {k: built[k] for k in get_row(name).hyperparameters if k != "lr"} == {
-            k: v for k, v in get_row(name).hyperparameters.items() if k != "lr"
-        }
+    for name in EXACT:
+        weight = matrix()
+        built = build(name, [weight], lr=0.1, **needed_by(name, weight)).param_groups[0]
+        row = get_row(name)
+        own = row.global_only if row.wraps else ()  # the wrapper's, kept by itself
+        defaults = {k: v for k, v in row.hyperparameters.items() if v is not REQUIRED and k not in own}
+        # Read once and kept in no group, as pytorch_optimizer has it for amsbound.
+        assert set(defaults) - set(built) <= {*get_row(name).global_only, "amsbound"}
+        assert {k: v for k, v in built.items() if k in defaults} == {k: v for k, v in defaults.items() if k in built}
 
 
 @pytest.mark.parametrize("name", ["lars", "lamb"])

@@ -16,7 +16,7 @@ SETTINGS = {"llm", "vlm", "vit", "cnn", "diffusion", "large_batch"}
 # Rows for which no codebase or paper that we read publishes a starting value. The resolver asks for lr= there.
 NONE_PUBLISHED = {
     *("amsgrad", "teon", "adagrad", "rmsprop", "adadelta", "radam", "nadam", "signum", "adabelief", "adabound"),
-    *("lion", "adafactor", "schedule_free_adamw", "schedule_free_sgd"),
+    *("lion", "adafactor", "schedule_free_adamw", "schedule_free_sgd", "kfac", "natural_gradient", "onebit_adam"),
 }
 
 each_row = pytest.mark.parametrize("row", [get_row(row.name) for row in ROWS], ids=lambda row: row.name)

@@ -14,7 +14,7 @@ from torch.utils.data import BatchSampler, DataLoader, DistributedSampler, Rando
 
 from lit_opt.callbacks.facts import data_parallel_size, run_facts
 from lit_opt.errors import RecipeError
-from lit_opt.preflight.facts import foresee
+from lit_opt.preflight.facts import foresee, input_of_a_sample, tokens_of_a_sample
 from lit_opt.preflight.placement import read_placement
 from tests.callbacks.modules import QUIET, Endless, Net, tensors
 
@@ -177,6 +177,40 @@ def test_the_package_s_own_data_know_their_share() -> None:
     assert four.run.global_batch == 32
 
 
+def test_the_package_s_own_data_in_a_live_trainer() -> None:
+    from lit_opt.workloads import Glyphs
+
+    module, settings = Peek(), {"max_epochs": 3, "accumulate_grad_batches": 4}
+    with pytest.raises(Stop):
+        Trainer(**(QUIET | settings)).fit(module, datamodule=Glyphs(batch_size=8, train_samples=100))
+    data = Glyphs(batch_size=8, train_samples=100)
+    assert foresee(QUIET | settings, Net(), data, parameter_count=5).run == module.facts
+
+
+@pytest.mark.parametrize(
+    "sample, tokens, shape",
+    [
+        ({"input_ids": torch.arange(9), "labels": 1}, 9, None),
+        (torch.arange(5), 5, None),
+        ((torch.arange(5), torch.arange(4)), 5, None),
+        ((torch.zeros(3, 4, 4), 1), None, (2, 3, 4, 4)),
+        (torch.zeros(6), None, (2, 6)),
+        ("text", None, None),
+        ({"pixels": torch.zeros(2)}, None, None),
+        (torch.tensor(3), None, None),
+    ],
+)
+def test_what_one_sample_tells(sample: Any, tokens: int | None, shape: tuple[int, ...] | None) -> None:
+    loader: Any = DataLoader([sample])  # type: ignore[arg-type]
+    assert tokens_of_a_sample(loader) == tokens
+    example = input_of_a_sample(loader)
+    assert (None if example is None else tuple(example.shape)) == shape
+
+
+def test_a_stream_tells_nothing() -> None:
+    assert tokens_of_a_sample(endless()) is None and input_of_a_sample(None) is None
+
+
 def test_data_that_cannot_be_set_up() -> None:
     class NeedsDownload(Data):
         def setup(self, stage: str) -> None:
@@ -239,8 +273,21 @@ STRATEGIES = "lightning.pytorch.strategies."
 def test_strategies(strategy: Any, kind: str, sizes: tuple[int, int]) -> None:
     place = read_placement({"strategy": strategy, "devices": 4, "num_nodes": 2, "accelerator": "gpu"})
     assert (place.kind, (place.data_parallel, place.tensor_parallel)) == (kind, sizes)
-    assert place.offload == ("offload" in str(strategy))
+    assert place.offload == ("all" if "offload" in str(strategy) else "")
     assert bool(place.notes) == (kind == "other")
+
+
+@pytest.mark.parametrize(
+    "strategy, offload",
+    [
+        ("fsdp_cpu_offload", "all"),
+        ("deepspeed_stage_2_offload", "state"),
+        ({"class_path": "DeepSpeedStrategy", "init_args": {"stage": 2, "offload_optimizer": True}}, "state"),
+        ({"class_path": "FSDPStrategy", "init_args": {"cpu_offload": True}}, "all"),
+    ],
+)
+def test_offloading(strategy: Any, offload: str) -> None:
+    assert read_placement({"strategy": strategy, "devices": 2}).offload == offload
 
 
 @pytest.mark.parametrize(

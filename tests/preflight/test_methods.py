@@ -6,9 +6,10 @@ import pytest
 import torch
 from torch import nn
 
-from lit_opt.optim import build, get_row, list_optimizers
+from lit_opt.optim import build, get_row
 from lit_opt.preflight.methods import is_sam, method_of, scale_of, unwrap
 from tests.preflight.setups import LM, ids, run
+from tests.rows import ALONE
 
 # One class serves several rows; the name is the class's then.
 SAME = {"nesterov": "sgd", "amsgrad": "adam", "adam_equal_betas": "adamw", "signum": "lion"}
@@ -23,7 +24,7 @@ def made(name):
     return build(name, list(module.parameters()), **options)
 
 
-@pytest.mark.parametrize("name", list_optimizers())
+@pytest.mark.parametrize("name", ALONE)
 def test_every_row_is_known(name):
     row = get_row(name)
     optimizer = made(name)

@@ -166,10 +166,12 @@ def test_another_optimizer_brings_its_own_values_or_asks(name, optimizer):
         assert "AdamW" in problem
         return
     if spec.registry_key not in row.settings:
-        [problem] = refused(name, optimizer=optimizer)
+        [problem, *required] = refused(name, optimizer=optimizer)
         assert repr(optimizer) in problem and "lr= and weight_decay=" in problem
+        keywords = {"freeze_step": 100} if optimizer == "onebit_adam" else {}
+        assert all(key in text for key, text in zip(keywords, required, strict=True))
         lr = 0.005 if row.matrix else 0.5  # a rate of both unit systems
-        resolved = run(name, optimizer=optimizer, lr=lr, weight_decay=0.25)
+        resolved = run(name, optimizer=optimizer, lr=lr, weight_decay=0.25, optimizer_kwargs=keywords)
         assert (resolved.lr, resolved.weight_decay) == (lr, 0.25)
         # Nor is the recipe's range the range of this optimizer's rate.
         assert resolved.provenance["lr"].value is None and resolved.provenance["weight_decay"].value is None

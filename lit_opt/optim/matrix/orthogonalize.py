@@ -39,8 +39,9 @@ _RESTARTS = (2, 3)
 # 40,000 small matrices one or two came out with singular values of 20 and more.
 _RESTARTS_BFLOAT16 = {"polar_express": (1, 2), "jordan": (2, 2)}
 _GRAM_STEPS_BFLOAT16 = {"jordan": 5}
-# What polar_express's step 2 is divided by there; 1.05 is too little.
-_MARGIN = 1.12
+# What polar_express's step 2 is divided by there, for rounding. Of 150,000 small matrices the worst needed 1.10, of
+# 500,000 1.13; each factor of ten more needs about 0.02 more.
+_MARGIN = 1.2
 
 
 @torch.no_grad()

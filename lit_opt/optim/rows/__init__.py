@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import adaptive, first_order, large_batch, matrix, wrappers
+from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, wrappers
 from lit_opt.optim.schema import OptimizerRow
 
-ROWS: tuple[OptimizerRow, ...] = (*first_order.ROWS, *adaptive.ROWS, *large_batch.ROWS, *matrix.ROWS, *wrappers.ROWS)
+ROWS: tuple[OptimizerRow, ...] = (
+    *first_order.ROWS,
+    *adaptive.ROWS,
+    *large_batch.ROWS,
+    *matrix.ROWS,
+    *low_bit.ROWS,
+    *curvature.ROWS,
+    *onebit.ROWS,
+    *wrappers.ROWS,
+)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from lit_opt.optim.rows.common import EPS_ADAM
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
+from lit_opt.optim.state import STEP, Buffer, Shape, adam_state, kept, like_parameter, momentum_state
 from lit_opt.recipes.schema import Value
 
 _ADAM = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -18,6 +22,35 @@ _EQUAL_BETAS = Value(
     source="arXiv:2505.21829",
 )
 _BIG_VISION = "google-research/big_vision configs/vit_i1k.py:131-137 (lr, decay and schedule of Adam's unchanged)"
+
+
+def _rmsprop_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    return (*like_parameter(shape, "square_avg"), *momentum_state(shape, options), STEP)
+
+
+def _nadam_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    return (*adam_state(shape, options), replace(STEP, name="mu_product"))
+
+
+def _adabound_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    largest = ("max_exp_avg_sq",) if options.get("ams_bound") else ()
+    return like_parameter(shape, "exp_avg", "exp_avg_sq", *largest)
+
+
+def _adafactor_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    if len(shape) < 2:
+        return (Buffer(name="second_moment", numbers=math.prod(shape), dtype="float32"), STEP)
+    rows = Buffer(name="row_means", numbers=shape[0], dtype="float32")
+    return (rows, Buffer(name="column_means", numbers=math.prod(shape[1:]), dtype="float32", sharded=False), STEP)
+
+
+def _big_vision_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    numbers, (least, most) = math.prod(shape), (sorted(shape)[-2:] if len(shape) > 1 else (0, 0))
+    momentum = Buffer(name="exp_avg", numbers=numbers, dtype="bfloat16")
+    if least < 16:
+        return (Buffer(name="exp_avg_sq", numbers=numbers), momentum, STEP)
+    names = {"exp_avg_sq_r": numbers // least, "exp_avg_sq_c": numbers // most}
+    return (*(Buffer(name=name, numbers=n) for name, n in names.items()), momentum, STEP)
 
 
 def _equal_betas() -> dict[str, Published]:
@@ -44,6 +77,8 @@ def _as_adamw(source: str, **hyperparameters: Value) -> dict[str, Published]:
 ROWS = (
     OptimizerRow(
         name="adagrad",
+        state=kept("sum", steps=True),
+        scratch=None,
         factory="torch.optim:Adagrad",
         provider="torch",
         summary="Adagrad: the sum of all squared gradients; decay as L2",
@@ -54,6 +89,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="rmsprop",
+        state=_rmsprop_state,
+        scratch=None,
         factory="torch.optim:RMSprop",
         provider="torch",
         summary="RMSProp: a moving average of squared gradients; decay as L2",
@@ -65,6 +102,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adadelta",
+        state=kept("square_avg", "acc_delta", steps=True),
+        scratch=None,
         factory="torch.optim:Adadelta",
         provider="torch",
         summary="Adadelta: steps as long as past updates; lr is a factor, 1 in the paper; decay as L2",
@@ -76,6 +115,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="radam",
+        state=adam_state,
+        scratch=None,
         factory="torch.optim:RAdam",
         provider="torch",
         summary="RAdam: Adam without the variance of its first steps; decoupled decay",
@@ -88,6 +129,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="nadam",
+        state=_nadam_state,
+        scratch=None,
         factory="torch.optim:NAdam",
         provider="torch",
         summary="NAdam: Adam with Nesterov momentum; decoupled decay",
@@ -100,6 +143,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adam_equal_betas",
+        state=adam_state,
+        scratch=None,
         factory="torch.optim:AdamW",
         provider="torch",
         summary="AdamW with one beta for both moments (Adam's secret sauce)",
@@ -112,6 +157,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="signum",
+        state=kept("exp_avg"),
+        scratch=None,
         factory="lit_opt.optim.signum:Signum",
         provider="timm",
         summary="The sign of a moving average: the baseline of the equal-betas study",
@@ -122,6 +169,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="lion",
+        state=kept("exp_avg"),
+        scratch=None,
         factory="timm.optim:Lion",
         provider="timm",
         summary="Lion: the sign of an interpolated momentum; rates 3 to 10 times below AdamW's, decay as much above",
@@ -132,6 +181,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adabelief",
+        state=kept("exp_avg", "exp_avg_var", steps=True),
+        scratch=None,
         factory="timm.optim:AdaBelief",
         provider="timm",
         summary="AdaBelief: the variance of the gradient around its average; decoupled decay, not rectified",
@@ -143,6 +194,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adabound",
+        state=_adabound_state,
+        scratch=None,
         factory="lit_opt.optim.adabound:AdaBound",
         provider="pytorch_optimizer",
         extra="optimizers",
@@ -155,6 +208,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adafactor",
+        state=_adafactor_state,
+        scratch=None,
         factory="lit_opt.optim.adafactor:Adafactor",
         provider="lit_opt",
         summary="Adafactor, the paper's: second moments from row and column means, steps relative to the weights",
@@ -174,6 +229,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="adafactor_bv",
+        state=_big_vision_state,
+        scratch=None,
         factory="timm.optim:AdafactorBigVision",
         provider="timm",
         summary="Adafactor, big_vision's: AdamW's rate and decay, factored second moment, bfloat16 momentum",
@@ -195,6 +252,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="schedule_free_adamw",
+        state=kept("z", "exp_avg_sq"),
+        scratch=None,
         factory="lit_opt.optim.schedule_free:ScheduleFreeAdamW",
         provider="schedulefree",
         extra="optimizers",
@@ -208,6 +267,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="schedule_free_sgd",
+        state=kept("z"),
+        scratch=None,
         factory="lit_opt.optim.schedule_free:ScheduleFreeSGD",
         provider="schedulefree",
         extra="optimizers",

@@ -6,6 +6,7 @@ from typing import Literal
 
 from lit_opt.optim.rows.common import BETAS_LLM, BETAS_TORCH, EPS_ADAM, MOMENTUM
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
+from lit_opt.optim.state import Scratch, adam_state, momentum_state
 from lit_opt.recipes.schema import Value
 
 _L2 = "L2, added to the gradient"
@@ -207,6 +208,8 @@ ROWS = (
         rule="v <- mu v + (g + wd w); w <- w - lr v",
         source="Polyak 1964; torch.optim.SGD, equal to the formula in float64",
         evidence="standard",
+        state=momentum_state,
+        scratch=Scratch(lists=1.0, largest=1.0),
         hyperparameters={"lr": REQUIRED, "momentum": 0.9, "weight_decay": 0.0, "nesterov": False},
         settings=_SGD_SETTINGS,
     ),
@@ -218,6 +221,8 @@ ROWS = (
         rule="u = g + wd w; v <- mu v + u; w <- w - lr (u + mu v)",
         source="Nesterov 1983, rewritten by Sutskever et al. 2013; torch.optim.SGD, equal to the formula in float64",
         evidence="standard",
+        state=momentum_state,
+        scratch=Scratch(largest=2.0),
         hyperparameters={"lr": REQUIRED, "momentum": 0.9, "weight_decay": 0.0},
         fixed={"nesterov": True},
         settings=_NESTEROV_SETTINGS,
@@ -230,6 +235,7 @@ ROWS = (
         rule="m, v <- moving averages of g + wd w and its square; w <- w - lr mhat / (sqrt(vhat) + eps)",
         source="arXiv:1412.6980; torch.optim.Adam, equal to the formula in float64",
         evidence="standard",
+        state=adam_state,
         hyperparameters=_ADAM_HYPERPARAMETERS,
         settings=_ADAM_SETTINGS,
         fused=True,
@@ -242,6 +248,7 @@ ROWS = (
         rule="vmax <- max(vmax, v); w <- w - lr mhat / (sqrt(vmax / (1 - b2^t)) + eps)",
         source="arXiv:1904.09237 has no bias correction; torch.optim.Adam(amsgrad=True) has it, and is what is built",
         evidence="standard",
+        state=adam_state,
         hyperparameters=_ADAM_HYPERPARAMETERS,
         fixed={"amsgrad": True},
         fused=True,
@@ -254,6 +261,7 @@ ROWS = (
         rule="w <- (1 - lr wd) w - lr mhat / (sqrt(vhat) + eps)",
         source="arXiv:1711.05101; torch.optim.AdamW, equal to the formula in float64",
         evidence="standard",
+        state=adam_state,
         hyperparameters={"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.01},
         settings=ADAMW_SETTINGS,
         fused=True,

@@ -7,8 +7,12 @@ would be plain SGD without a word, and LAMB plain Adam. Here groups adapt, and t
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from lit_opt.optim.rows.common import BETAS_LAMB, EPS_LAMB, MOMENTUM
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
+from lit_opt.optim.state import Buffer, Scratch, Shape, like_parameter, momentum_state
 from lit_opt.recipes.schema import Value
 
 _LARS_LARGE_BATCH = Published(
@@ -88,6 +92,11 @@ _LAMB_SETTINGS = {
     ),
 }
 
+
+def _lamb_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    return like_parameter(shape, "exp_avg", "exp_avg_sq")  # the step count is the group's
+
+
 ROWS = (
     OptimizerRow(
         name="lars",
@@ -97,6 +106,8 @@ ROWS = (
         rule="r = eta |w| / (|g| + wd |w| + eps), 1 if either norm is 0; v <- mu v + r (g + wd w); w <- w - lr v",
         source="arXiv:1708.03888 (which has lr inside v); timm/optim/lars.py, equal to the formula in float64",
         evidence="published at 8k to 64k images; tuned Nesterov reaches the same at 32k (arXiv:2102.06356)",
+        state=momentum_state,
+        scratch=Scratch(lists=1.0, largest=1.0),
         hyperparameters={
             "lr": REQUIRED,
             "momentum": 0.9,
@@ -118,6 +129,8 @@ ROWS = (
         rule="u = mhat / (sqrt(vhat) + eps) + wd w; w <- w - lr |w| / |u| u, the ratio 1 if either norm is 0",
         source="arXiv:1904.00962; timm/optim/lamb.py, equal to the formula in float64; its step count is per group",
         evidence="published at 512 to 65k sequences; tuned AdamW reaches the same at 32k (arXiv:2102.06356)",
+        state=_lamb_state,
+        scratch=Scratch(lists=2.0, largest=4.0),
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.9, 0.999),

@@ -5,12 +5,14 @@ lr, weight_decay and scale belong to one unit system, so the published values ca
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Literal
+from typing import Any, Literal
 
 from lit_opt.optim.matrix.coefficients import PRESETS
 from lit_opt.optim.matrix.scale import FORMULAS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
+from lit_opt.optim.state import Buffer, Scratch, Shape, adam_state, like_parameter
 from lit_opt.recipes.schema import Value
 
 _DECAY_UNIT = "times lr (without scale), as in torch"
@@ -110,6 +112,38 @@ _CHOICES = {
 }
 _GROUP_OPTIONS = ("layout", "split_sizes", "num_heads")
 
+
+def _left_to_adamw(shape: Shape, options: Mapping[str, Any]) -> bool:
+    return options["algorithm"] == "adamw" or len(shape) < 2
+
+
+def _muon_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    if _left_to_adamw(shape, options):
+        return adam_state(shape, options)
+    return like_parameter(shape, "momentum_buffer")
+
+
+def _normuon_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """The rows' second moments are whole in every process."""
+    if _left_to_adamw(shape, options):
+        return adam_state(shape, options)
+    layout = options.get("layout") or ""
+    rows = shape[1] if layout in ("transposed", "conv_transposed") else shape[0]
+    if layout.startswith("experts"):
+        rows = shape[0] * shape[2 if layout == "experts_transposed" else 1]
+    return (*like_parameter(shape, "momentum_buffer"), Buffer(name="second_moment", numbers=rows, sharded=False))
+
+
+def _mars_m_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """The exact variant evaluates the model at the last weights, all of them."""
+    exact = options["variant"] == "exact"
+    last = like_parameter(shape, "previous_weight") if exact else ()
+    if _left_to_adamw(shape, options):
+        return (*adam_state(shape, options), *last)
+    gradient = like_parameter(shape, "previous_gradient") if options["variant"] != "efficient" else ()
+    return (*like_parameter(shape, "momentum_buffer"), *gradient, *last)
+
+
 ROWS = (
     OptimizerRow(
         name="muon",
@@ -119,6 +153,7 @@ ROWS = (
         rule="M <- mu M + (1 - mu) G; w <- (1 - lr wd) w - lr scale polar((1 - mu) G + mu M)",
         source="KellerJordan/Muon muon.py, torch.optim.Muon: equal in float64 up to their epsilon; arXiv:2502.16982",
         evidence="published up to a trillion parameters (RMS-matched update, weight decay); open source",
+        state=_muon_state,
         hyperparameters=_MUON,
         choices=_CHOICES,
         settings={
@@ -138,6 +173,7 @@ ROWS = (
         rule="O = polar(M); v <- b2 v + (1 - b2) mean_row O^2; O <- O / sqrt(v), at O's length; then as Muon",
         source="arXiv:2510.05491; zichongli5/NorMuon normuon.py, equal in float64 up to its Newton-Schulz epsilon",
         evidence="1B+, open source",
+        state=_normuon_state,
         hyperparameters={**_MUON, "beta2": 0.95, "eps": 1e-10},
         choices=_CHOICES,
         settings={"llm": _published("muon", "tokens", beta2=_BETA2)},
@@ -152,6 +188,8 @@ ROWS = (
         rule="C = G + gamma mu / (1 - mu) (G - G'), |C| <= 1; then as Muon without Nesterov, with C for G",
         source="arXiv:2510.21800; AGI-Arena/MARS mars_m.py and mars_m_efficient.py, equal up to their epsilon",
         evidence="theory, small scale, open source",
+        state=_mars_m_state,
+        scratch=Scratch(everything=1.0),
         hyperparameters={
             **_MUON,
             "nesterov": False,
@@ -174,6 +212,7 @@ ROWS = (
         rule="[O_1 | O_2] = polar([M_1 | M_2]); then each as Muon",
         source="arXiv:2601.23261, from the formula: no official code was found",
         evidence="theory, 1B range",
+        state=_muon_state,
         hyperparameters=_MUON,
         choices=_CHOICES,
         matrix=True,

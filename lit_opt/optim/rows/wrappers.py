@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 from lit_opt.optim.schema import OptimizerRow
+from lit_opt.optim.state import kept, nothing
+from lit_opt.recipes.common import SAM_RHO
 from lit_opt.recipes.schema import Value
 
 # SGD where the papers used it, AdamW where the setting's own recipe has it.
 _BASES = {"": "sgd", "llm": "adamw", "vlm": "adamw", "vit": "adamw", "diffusion": "adamw"}
 
-RHO = Value(
-    0.05,
-    unit="radius of the neighbourhood, norm over all weights",
-    common_practice="0.05; CIFAR-100 0.1; 0.1 to 0.6 for ViT without augmentation; 0.5 when applied every 10 steps",
-    source="arXiv:2010.01412; davda54/sam example/train.py; big_vision proj/gsam; mosaicml/composer algorithms/sam",
-)
 _RHO_ASAM = Value(
     0.5,
     unit="radius of the neighbourhood, in units of the weights",
@@ -24,6 +20,8 @@ _RHO_ASAM = Value(
 ROWS = (
     OptimizerRow(
         name="sam",
+        state=nothing,
+        scratch=None,
         factory="lit_opt.optim.sam:SAM",
         provider="lit_opt",
         summary="SAM: the gradient at the worst point nearby, around any base; a step costs two",
@@ -33,11 +31,13 @@ ROWS = (
         evidence="published up to ViT-L; open source",
         hyperparameters={"base": "sgd", "rho": 0.05},
         wraps=_BASES,
-        own_values={"rho": RHO},
+        own_values={"rho": SAM_RHO},
         needs_closure=True,
     ),
     OptimizerRow(
         name="asam",
+        state=nothing,
+        scratch=None,
         factory="lit_opt.optim.sam:ASAM",
         provider="lit_opt",
         summary="ASAM: SAM in a neighbourhood that follows the scale of the weights; a step costs two",
@@ -52,6 +52,8 @@ ROWS = (
     ),
     OptimizerRow(
         name="lookahead",
+        state=kept("slow"),
+        scratch=None,
         factory="lit_opt.optim.lookahead:Lookahead",
         provider="lit_opt",
         summary="Lookahead: slow weights that follow the fast ones of any base",

@@ -1,5 +1,8 @@
 """The orthogonalisation against the exact polar factor, on every path."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,6 +12,8 @@ from lit_opt.optim.matrix import orthogonalize as module
 from lit_opt.optim.matrix.coefficients import SAFETY, coefficients, largest_singular_value
 from lit_opt.optim.matrix.orthogonalize import orthogonalize
 from tests.optim.matrix.spectra import KINDS, matrix, polar
+
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 # preset, steps -> largest relative distance |O - P| / |P| from the polar factor of a Gaussian 48 x 48 matrix.
 DISTANCES = {
@@ -96,6 +101,14 @@ def test_more_steps_of_jordan_are_not_taken_on_the_gram_matrix_in_bfloat16(monke
     assert torch.linalg.matrix_norm(orthogonalize(x, "jordan", 8, "bfloat16"), 2).max() > 1.25
 
 
+def test_the_margin_holds_for_one_matrix_in_half_a_million(monkeypatch: pytest.MonkeyPatch):
+    x = torch.tensor(json.loads((FIXTURES / "gram_overshoot.json").read_text())["rows"])
+    for steps in (5, 6, 8):
+        assert torch.linalg.matrix_norm(orthogonalize(x, ns_steps=steps, ns_dtype="bfloat16"), 2) <= 1.25
+    monkeypatch.setattr(module, "_MARGIN", 1.12)
+    assert torch.linalg.matrix_norm(orthogonalize(x, ns_steps=8, ns_dtype="bfloat16"), 2) > 1e6
+
+
 def test_float32_needs_its_restart(monkeypatch: pytest.MonkeyPatch):
     x = matrix(64, 256, "steep")
     exact = naive(x, "polar_express", 5)
@@ -108,7 +121,7 @@ def test_without_the_margin_they_would_not(monkeypatch: pytest.MonkeyPatch):
     x = torch.stack([matrix(4, 16, kind, seed) for seed in range(150) for kind in KINDS]).float()
     monkeypatch.setattr(module, "_MARGIN", 1.0)
     assert torch.linalg.matrix_norm(orthogonalize(x, ns_dtype="bfloat16"), 2).max() > 2
-    monkeypatch.setattr(module, "_MARGIN", 1.12)
+    monkeypatch.setattr(module, "_MARGIN", 1.2)
     monkeypatch.setitem(module._RESTARTS_BFLOAT16, "polar_express", (99, 99))
     assert torch.linalg.matrix_norm(orthogonalize(x, ns_dtype="bfloat16"), 2).max() > 2
     monkeypatch.setitem(module._RESTARTS_BFLOAT16, "polar_express_paper", (1, 2))

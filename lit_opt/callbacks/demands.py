@@ -1,0 +1,83 @@
+"""What some optimizers ask of a run: hooks on layers, a second pass, a part in what processes exchange or divide."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch.optim import Optimizer
+
+from lit_opt.callbacks.matrix import exact_problems, share_work
+from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
+from lit_opt.errors import RecipeError
+from lit_opt.optim import get_row
+from lit_opt.resolve.resolved import ResolvedRecipe
+
+# By name: DeepSpeedStrategy derives from DDPStrategy.
+_FITTING = {"SingleDeviceStrategy", "DDPStrategy"}
+
+
+def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any) -> list[str]:
+    """What the optimizer needs and this run does not have.
+
+    Args:
+        resolved: The recipe's numbers.
+        trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
+    """
+    row = get_row(resolved.optimizer) if isinstance(resolved.optimizer, str) else None
+    problems = exact_problems(resolved, trainer, module)
+    if row is not None and row.needs_closure:
+        problems += two_pass_problems(row.name, trainer, module)
+    if row is None or not (row.needs_module or row.exchanges):
+        return problems
+    strategy = trainer.strategy
+    kinds = {base.__name__ for base in type(strategy).__mro__}
+    if not kinds & _FITTING or "DeepSpeedStrategy" in kinds:
+        problems.append(
+            f"optimizer: {row.name} needs whole parameters in every process, and {type(strategy).__name__} shards them or "
+            "steps by itself. Use strategy='ddp' or one device, or Recipe(..., optimizer='adamw')."
+        )
+    if getattr(trainer.precision_plugin, "scaler", None) is not None:
+        why = "would skip different steps in different processes" if row.exchanges else "sees scaled gradients"
+        problems.append(
+            f"optimizer: {row.name} {why} under precision='16-mixed' (a GradScaler). Use 'bf16-mixed' or '32-true'."
+        )
+    if row.exchanges and getattr(strategy, "_ddp_comm_hook", None) is not None:
+        problems.append(
+            f"optimizer: {row.name} brings its own communication hook, and DDPStrategy(ddp_comm_hook=...) was given. "
+            "Remove it, or choose another optimizer."
+        )
+    return problems
+
+
+def fit_to_run(resolved: ResolvedRecipe, optimizer: Optimizer, trainer: Any, module: Any) -> None:
+    """Give the optimizer what it needs of this run, once it is made.
+
+    Args:
+        resolved: The recipe's numbers.
+        optimizer: Of the recipe.
+        trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
+
+    Raises:
+        RecipeError: What it needs is not there.
+    """
+    problems = demand_problems(resolved, trainer, module)
+    if problems:
+        raise RecipeError(problems)
+    prepare_two_passes(optimizer, trainer, module)
+    share_work(optimizer, trainer, module)
+
+
+def meet_demands(resolved: ResolvedRecipe, optimizer: Optimizer, trainer: Any) -> None:
+    """Register the optimizer with the DDP model, which exists from `on_train_start` on."""
+    row = get_row(resolved.optimizer) if isinstance(resolved.optimizer, str) else None
+    if row is not None and row.exchanges and "DDPStrategy" in {b.__name__ for b in type(trainer.strategy).__mro__}:
+        optimizer.register(trainer.strategy.model)  # type: ignore[attr-defined]
+
+
+def release(optimizer: Optimizer) -> None:
+    """Take the optimizer's hooks off the module."""
+    remove = getattr(optimizer, "remove_hooks", None)
+    if remove is not None:
+        remove()
