@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Callable
 
 EXAMPLES = """\
-The config is that of `lit-opt fit`, with or without a `recipe:` section; a model with its own configure_optimizers is
-judged as well. No Trainer is built and no device is used, so a config for eight GPUs can be checked on a laptop.
+The config is that of `lit-opt fit`, with or without a `recipe:` section; a
+model with its own configure_optimizers is judged as well. No Trainer is built
+and no device is used: a config for eight GPUs can be checked on a laptop.
 
 levels:
   error     the run breaks, or trains something else than was asked for
@@ -25,7 +26,8 @@ examples:
   lit-opt check --config mine.yaml --trainer.max_steps=500 --format json
   lit-opt check --config mine.yaml --strict              in CI
 
-In Python, with the real Trainer: Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""
+In Python, with the real Trainer:
+  Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""
 
 
 def add_options(parser: argparse.ArgumentParser, one_of: Callable[..., Callable[[str], str]]) -> None:
@@ -36,8 +38,6 @@ def add_options(parser: argparse.ArgumentParser, one_of: Callable[..., Callable[
         one_of: Makes the type of an option that takes one of some words.
     """
     parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
-    parser.add_argument(
-        "--setting", metavar="X", help="llm, vit, cnn, diffusion, ... or llm/finetune; a recipe says it itself"
-    )
+    parser.add_argument("--setting", metavar="X", help="llm, vit, cnn, ... or vit/finetune; a recipe says it itself")
     parser.add_argument("--format", type=one_of("text", "json"), default="text", help="text (default) or json")
     parser.add_argument("--strict", action="store_true", help="notes count as findings")

@@ -19,7 +19,7 @@ Look:
 Before a run, without a GPU:
   lit-opt plan --config llm             parameters, schedule, memory, every value
   lit-opt plan --config mine.yaml --devices 8 --strategy fsdp2
-  lit-opt check --config mine.yaml      what is misconfigured, with numbers and what to type; exit code for CI
+  lit-opt check --config mine.yaml      what is misconfigured; exit code for CI
 
 Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm              a small language model, in about two minutes
@@ -34,7 +34,8 @@ In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
 
 `lit-opt VERB --help` explains a verb. `lit-opt --version` prints the version.
-Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says what), 130 interrupted.
+Exit codes: 0 done, 1 findings of `check`, 2 something to mend (a message says
+what), 130 interrupted.
 
 Shipped: {configs}"""
 

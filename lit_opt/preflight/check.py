@@ -79,7 +79,7 @@ def check(evidence: Evidence) -> list[Finding]:
         >>> module = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.LayerNorm(4))
         >>> adam = torch.optim.Adam(module[0].parameters(), lr=1e-3, weight_decay=0.1)
         >>> [(finding.id, finding.level) for finding in check(collect(module, [adam]))]
-        [('parameters-missing', 'warning'), ('decay-on-norms', 'warning'), ('adam-l2', 'warning')]
+        [('parameters-missing', 'warning'), ('adam-l2', 'warning'), ('decay-on-norms', 'note')]
     """
     return list(judge(evidence).findings)
 

@@ -162,7 +162,7 @@ def test_help_teaches(capsys):
         "RecipeCheck",
     ):
         assert words in out
-    assert max(map(len, out.splitlines())) <= 120
+    assert max(map(len, out.splitlines())) <= 90
     assert main(["--help"]) == 0
     assert "lit-opt check --config" in capsys.readouterr().out
 
