@@ -48,7 +48,8 @@ INTRO = """# What OptimizerMonitor costs
 Device: x86_64 CPU, 1 thread, torch {torch}; the machine was busy with other work, so processor time is counted, not the clock.
 Not run on a GPU. Script: `python -m benchmarks.optimizer_monitor`. {rounds} rounds, the arms after one another in each;
 a round is the median of {steps} steps after {warm} to warm up. The share is the median over the rounds of its ratio to the same
-round without the monitor. "every 10th step" does nothing in nine of ten steps and came out between -1 % and +3 %: that is the noise. "every 10th step" is the mean over steps, since nine of ten cost nothing. The batches are small (1,024 bytes, 64 images), which makes
+round without the monitor. "every 10th step" does nothing in nine of ten steps and came out between -1 % and +3 %: that is the noise. It is the mean over steps.
+The batches are small (1,024 bytes, 64 images), which makes
 the shares large: what the monitor does depends on the weights and not on the batch.
 
 | task | monitor | ms a step | more than without |
