@@ -1,4 +1,4 @@
-"""Optimizers that evaluate the model twice in a step (SAM), under Lightning: what the second pass must not leave."""
+"""Optimizers that evaluate the model twice in a step (SAM, MARS-M exact), under Lightning: what one pass must not leave."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
 from lit_opt.callbacks.facts import flat_shards, largest_accumulation
+from lit_opt.optim.matrix.mars_m import MarsM
 from lit_opt.optim.sam import SAM, frozen_statistics
 
 
@@ -54,11 +55,14 @@ def two_pass_problems(name: str, trainer: Any, module: Any) -> list[str]:
 def prepare_two_passes(optimizer: Any, trainer: Any, module: Any) -> None:
     """Give SAM what each pass needs: no all-reduce in the first under DDP, and a second that leaves no trace.
 
-    Each process of DDP goes up by its own gradient (m-sharpness, as in the paper); FSDP2 by the gradient of all.
+    Each process of DDP goes up by its own gradient (m-sharpness, as in the paper); FSDP2 by the gradient of all. The
+    extra pass of MARS-M's exact variant leaves no trace either; its gradient is that of all processes.
     """
     if isinstance(optimizer, SAM):
         optimizer.first_pass = partial(_first_pass, trainer)
-        optimizer.second_pass = partial(_second_pass, trainer, module)
+        optimizer.second_pass = partial(_apart, trainer, module)
+    if isinstance(optimizer, MarsM):
+        optimizer.extra_pass = partial(_apart, trainer, module)
 
 
 def _first_pass(trainer: Any, closure: Any) -> AbstractContextManager[Any]:
@@ -67,7 +71,7 @@ def _first_pass(trainer: Any, closure: Any) -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _second_pass(trainer: Any, module: Any, closure: Any) -> Iterator[None]:
+def _apart(trainer: Any, module: Any, closure: Any) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(frozen_statistics(module))
         stack.enter_context(_frozen_metrics(module))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar
 
 import torch
@@ -77,9 +78,10 @@ class MarsM(MatrixOptimizer):
 
     approx: the correction uses the last step's gradient. exact: it uses the gradient at the last step's weights on
     this step's batch, for which the closure is called twice; the closure has to zero the gradients itself, so
-    accumulated gradients do not work. Random numbers of both calls agree, so dropout drops the same; a batch norm's
-    statistics move twice. Under Lightning, training_step, its logging and the hooks around backward run twice as well;
-    a Recipe refuses it under accumulation, 16-mixed, manual optimization and FSDP2.
+    accumulated gradients do not work. Random numbers of both calls agree, so dropout drops the same. The first call runs
+    inside `extra_pass(closure)`, a context manager that does nothing; a Recipe puts one there that keeps batch-norm
+    statistics, metrics and logs out of it, and refuses accumulation, 16-mixed, manual optimization and FSDP2. The hooks
+    around backward run twice.
     efficient: one buffer instead of two, without the clipping.
 
     The corrected gradient is clipped to a norm of 1 for each parameter, as in the official code, so the update is not
@@ -124,6 +126,7 @@ class MarsM(MatrixOptimizer):
 
     name: ClassVar[str] = "mars_m"
     stages: ClassVar[Stages] = Stages(estimate=corrected_gradient, momentum=corrected_average)
+    extra_pass: Callable[[Any], AbstractContextManager[Any]] = staticmethod(lambda closure: nullcontext())
 
     def __init__(
         self,
@@ -205,7 +208,7 @@ class MarsM(MatrixOptimizer):
         try:
             for param in params:
                 param.copy_(self.state[param]["previous_weight"])
-            with torch.random.fork_rng(devices=devices):
+            with torch.random.fork_rng(devices=devices), self.extra_pass(closure):
                 super()._evaluate(closure)
         finally:
             for param, weight in zip(params, current, strict=True):
