@@ -229,10 +229,8 @@ def _clip_problems(given: object) -> Iterator[str]:
 
 
 def _ema_problems(given: object) -> Iterator[str]:
-    if isinstance(given, bool):
-        return
     try:
-        ema = build_spec(EMASpec, {"decay": given} if is_number(given) else given)
+        ema = build_spec(EMASpec, {} if isinstance(given, bool) else {"decay": given} if is_number(given) else given)
     except ValueError as error:
         yield f"ema: {error} A number is the decay per step; True and False turn it on and off."
         return
@@ -240,15 +238,14 @@ def _ema_problems(given: object) -> Iterator[str]:
         yield f"ema: {ema.decay!r} is not allowed; give a decay per step in [0, 1), such as 0.9999."
     if not is_whole(ema.start_step, 0):
         yield f"ema.start_step: {ema.start_step!r} is not allowed; give a number of optimizer steps from 0 up."
-    if ema.kind not in ("ema", "swa"):
-        yield f"ema.kind: {ema.kind!r} is unknown; 'ema' or 'swa'."
-    elif not is_whole(ema.every) or (ema.every > 1 and ema.kind == "ema"):
+    for name, first in (("kind", "swa"), ("checkpoint", "raw")):
+        if getattr(ema, name) not in (first, "ema"):
+            yield f"ema.{name}: {getattr(ema, name)!r} is unknown; {first!r} or 'ema'."
+    if not is_whole(ema.every) or (ema.every > 1 and ema.kind == "ema"):
         yield f"ema.every: {ema.every!r} is not allowed; give optimizer steps from 1 up, for kind='swa' (an EMA takes every one)."
     for name in ("warmup", "offload", "buffers"):
         if not isinstance(getattr(ema, name), bool):
             yield f"ema.{name}: {getattr(ema, name)!r} is not allowed; give True or False."
-    if ema.checkpoint not in ("raw", "ema"):
-        yield f"ema.checkpoint: {ema.checkpoint!r} is unknown; 'raw' or 'ema'."
 
 
 def is_number(x: object) -> bool:

@@ -112,7 +112,7 @@ def test_refusals() -> None:
         EMA(kind="sw", every=0)
     with pytest.raises(RecipeError, match="every=5 is for kind='swa'"):
         EMA(every=5)
-    with pytest.raises(RecipeError, match=r"ema.kind: 'mean' is unknown; 'ema' or 'swa'"):
+    with pytest.raises(RecipeError, match=r"ema.kind: 'mean' is unknown; 'swa' or 'ema'"):
         Recipe("cnn", ema=EMASpec(kind="mean"))
     with pytest.raises(RecipeError, match=r"ema.every: 5 is not allowed"):
         Recipe("cnn", ema=EMASpec(every=5))

@@ -17,10 +17,11 @@ from lit_opt.optim.state import Buffer, Shape, momentum_state, nothing
 def _kfac_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
     """As if every matrix were a layer with a bias that K-FAC takes; two factors, each with its decomposition."""
     momentum = momentum_state(shape, options)
-    if len(shape) not in (2, 4):
+    outputs, inputs = shape[0] if shape else 1, math.prod(shape[1:]) + 1
+    # Wider layers are left to SGD: lit_opt.optim.curvature.kfac.LARGEST.
+    if len(shape) not in (2, 4) or max(outputs, inputs) > 16_384:
         return momentum
-    outputs, inputs = shape[0], math.prod(shape[1:]) + 1
-    numbers = 2 * (outputs**2 + inputs**2) + outputs + inputs
+    numbers = 2 * (outputs**2 + inputs**2) + (outputs + inputs if options.get("damping_mode") != "factored" else 0)
     return (*momentum, Buffer(name="factors", numbers=numbers, sharded=False))
 
 
