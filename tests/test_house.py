@@ -240,6 +240,7 @@ WITHOUT_EXAMPLE = {
     "lit_opt/explain/listing.py": {"listing_tables"},
     "lit_opt/param_groups/placement.py": {"ParamRow", "Placed", "match_rules", "misplaced", "place", "unsplittable"},
     "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
+    "lit_opt/optim/low_bit_torchao.py": {"AdamW8bit", "AdamW4bit", "AdamWFp8"},  # need the extra lowbit
     "lit_opt/optim/schema.py": {"OptimizerRow"},
     "lit_opt/resolve/overrides.py": {"plain", "is_real", "is_whole", "is_number"},
     "lit_opt/param_groups/groups.py": {"GroupSummary", "ParamGroups"},

@@ -6,29 +6,29 @@ HELP = """\
 lit-opt: optimizer recipes for PyTorch Lightning.
 
 Begin:
-  lit-opt new                           starter projects, a line each
-  lit-opt new llm my-project            write one: model, data, config, test, README
-  lit-opt choose --config mine.yaml     which recipe fits this model, and why
+  lit-opt new                         starter projects, a line each
+  lit-opt new llm my-project          write one: model, data, config, test
+  lit-opt choose --config mine.yaml   which recipe fits this model, and why
 
 Look:
-  lit-opt list                          recipes and optimizers
-  lit-opt explain llm                   each value: number, range, practice, source
-  lit-opt explain llm --lr 1e-3         your value beside the recipe's
-  lit-opt explain adamw                 an optimizer: rule, keywords, published values
+  lit-opt list                        recipes and optimizers
+  lit-opt explain llm                 each value: number, range, source
+  lit-opt explain llm --lr 1e-3       your value beside the recipe's
+  lit-opt explain adamw               an optimizer: rule, keywords, values
 
 Before a run, without a GPU:
-  lit-opt plan --config llm             parameters, schedule, memory, every value
+  lit-opt plan --config llm           parameters, schedule, memory, values
   lit-opt plan --config mine.yaml --devices 8 --strategy fsdp2
-  lit-opt check --config mine.yaml      what is misconfigured; exit code for CI
+  lit-opt check --config mine.yaml    what is misconfigured; exit code for CI
 
 Train, with a YAML file or the name of a shipped one:
-  lit-opt fit --config llm              a small language model, in about two minutes
+  lit-opt fit --config llm            a small language model, two minutes
   lit-opt fit --config llm --recipe.lr=1e-3 --trainer.max_steps=100
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
-  lit-opt validate | test | predict     the same config, without training
+  lit-opt validate | test | predict   the same config, without training
 
 Keep:
-  lit-opt export-ema last.ckpt out.pt   the averaged weights of a checkpoint
+  lit-opt export-ema last.ckpt out.pt   averaged weights of a checkpoint
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)

@@ -99,7 +99,7 @@ def test_a_resume_in_another_memory_format_is_exact(name: str, to_channels_last:
     for param, optimizer in ((reference, reference_optimizer), (resumed, resumed_optimizer)):
         gradient = torch.arange(24, dtype=torch.float64).reshape(2, 3, 2, 2).cos()
         param.grad = torch.empty_like(param).copy_(gradient)
-        optimizer.step(lambda: 0.0)  # type: ignore[call-overload]
+        optimizer.step(lambda: 0.0)
     assert (reference - resumed).abs().max() < 1e-12
 
 

@@ -122,7 +122,8 @@ def test_public_names_survive_the_import_of_every_module():
     # A submodule called `build` would replace the function of that name.
     code = (
         "import importlib, pkgutil, lit_opt.optim as optim;"
-        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(optim.__path__, 'lit_opt.optim.')];"
+        "[importlib.import_module(m.name) for m in pkgutil.walk_packages(optim.__path__, 'lit_opt.optim.')"
+        " if 'torchao' not in m.name];"  # the extra lowbit need not be there
         "print(all(callable(getattr(optim, name)) for name in optim.__all__))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -132,5 +133,5 @@ def test_public_names_survive_the_import_of_every_module():
 def test_unknown_attribute_names_what_there_is():
     import lit_opt.optim
 
-    with pytest.raises(AttributeError, match="build, get_row, list_optimizers"):
+    with pytest.raises(AttributeError, match=r"build.*get_row, list_optimizers"):
         lit_opt.optim.biuld  # noqa: B018

@@ -205,6 +205,7 @@ ROWS = (
         source="arXiv:1902.09843; pytorch_optimizer, 1e-11 from Luolc/AdaBound, which has no 1 / sqrt(t)",
         evidence="standard; unmaintained since 2019",
         hyperparameters={**_ADAM, "final_lr": 0.1, "gamma": 1e-3, "amsbound": False},
+        global_only=("amsbound",),
     ),
     OptimizerRow(
         name="adafactor",
