@@ -50,7 +50,13 @@ def fitting(name):
 
 
 # Where the published batch of a recipe lies.
-BATCH = {"large_batch/lars": 16_384, "large_batch/lamb": 16_384, "large_batch/control": 8192, "vit": 1024}
+BATCH = {
+    "large_batch/lars": 16_384,
+    "large_batch/lamb": 16_384,
+    "large_batch/control": 8192,
+    "vit": 1024,
+    "vit/lamb": 2048,
+}
 
 
 @pytest.mark.parametrize("name", list_recipes())
