@@ -41,7 +41,7 @@ def test_help_teaches(capsys, argv):
         "lit-opt list",
         "lit-opt explain llm",
         "lit-opt fit --config llm",
-        "Shipped: cnn, cnn/muon, diffusion, ",
+        "Shipped: cnn, cnn/adamw, ",
         'Recipe("llm")',
     ):
         assert words in out
