@@ -138,7 +138,7 @@ _CAPTIONS = Workload(
     mode="min",
     facts=RunFacts(total_steps=500, global_batch=128),
     labelled={
-        "lr": (6e-3, "from scratch; the recipe's 1e-4 is for pretrained parts"),
+        "lr": (6e-3, "from scratch: 49 % of the words against 21 %, mean of 3 seeds; 1e-4 is for pretrained parts"),
         "parts": ({"projector": {"lr_scale": 1.0}}, "from scratch no part is ahead of the others"),
     },
 )
