@@ -58,7 +58,11 @@ ROWS: dict[str, tuple[Make, str, Make]] = {
         "pytorch_optimizer.AdaBelief",
         lambda p: pytorch_optimizer.AdaBelief(p, lr=1e-4),
     ),
-    "lion": (lambda p: build("lion", p, lr=1e-5), "pytorch_optimizer.Lion", lambda p: pytorch_optimizer.Lion(p, lr=1e-5)),
+    "lion": (
+        lambda p: build("lion", p, lr=1e-5),
+        "pytorch_optimizer.Lion",
+        lambda p: pytorch_optimizer.Lion(p, lr=1e-5),
+    ),
 }
 
 

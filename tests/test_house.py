@@ -307,6 +307,8 @@ def test_every_optimizer_class_of_the_package_has_a_row():
         if factory.startswith("lit_opt."):
             module, _, name = factory.partition(":")
             assert is_module(module), factory
+            if module.endswith("_torchao"):  # the extra lowbit need not be there
+                continue
             assert hasattr(importlib.import_module(module), name), factory
 
 

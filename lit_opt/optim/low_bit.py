@@ -23,7 +23,7 @@ def adamw_8bit(
     On CUDA devices and DTensors (FSDP2) it is torchao's AdamW8bit, elsewhere bitsandbytes'. Both round the moments to
     the same map of 256 values with a scale for each block, and differ in rounding. Under FSDP2 the 4,096 values are
     counted in each shard, so that results depend on the number of processes (torchao#4912). Embeddings are rounded as
-    well.
+    well. bitsandbytes' classes cannot be copied or pickled; their state_dict can.
 
     Args:
         params: Group dicts.

@@ -102,7 +102,7 @@ def test_attached_and_given_to_the_trainer_is_one_recipe() -> None:
 @pytest.mark.parametrize("scheduler", [[], ["--lr_scheduler=StepLR", "--lr_scheduler.step_size=1"]])
 def test_a_command_line_optimizer(monkeypatch: pytest.MonkeyPatch, scheduler: list[str]) -> None:
     defaults = QUIET | {"max_steps": 2, "callbacks": [Recipe("llm")]}
-    monkeypatch.setattr(sys, "argv", ["x", "fit", "--optimizer=SGD", "--optimizer.lr=0.1", *scheduler])
+    monkeypatch.setattr(sys, "argv", ["x", "fit", "--optimizer=torch.optim.SGD", "--optimizer.lr=0.1", *scheduler])
     with pytest.raises(RecipeError, match=r"LightningCLI --optimizer.*Remove"):
         LightningCLI(BoringModel, save_config_callback=None, trainer_defaults=defaults)
     monkeypatch.setattr(sys, "argv", ["x", "fit"])

@@ -12,7 +12,7 @@ from lit_opt.commands.explain import explain_name
 from lit_opt.errors import RecipeError
 from lit_opt.explain.formats import headline
 from lit_opt.explain.values import Entry, explain, short, shrink_note
-from lit_opt.optim.registry import ROWS
+from lit_opt.optim.registry import ROWS, get_row
 from lit_opt.recipes import all_names, get_recipe
 from lit_opt.resolve import RunFacts, preview
 
@@ -142,7 +142,7 @@ def test_an_optimizer_is_explained(row):
     for part in (row.summary, row.rule, row.provider, row.evidence, row.source, *row.hyperparameters):
         assert joined(part) in text
     data = json.loads(str(explain_name(row.name, {}, form="json")))
-    assert list(data["settings"]) == list(row.settings)
+    assert list(data["settings"]) == list(get_row(row.name).settings)
     assert row.source in str(explain_name(row.name, {}, form="markdown"))
 
 

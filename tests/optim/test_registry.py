@@ -17,6 +17,7 @@ SETTINGS = {"llm", "vlm", "vit", "cnn", "diffusion", "large_batch"}
 NONE_PUBLISHED = {
     *("amsgrad", "teon", "adagrad", "rmsprop", "adadelta", "radam", "nadam", "signum", "adabelief", "adabound"),
     *("lion", "adafactor", "schedule_free_adamw", "schedule_free_sgd", "kfac", "natural_gradient", "onebit_adam"),
+    *("adamw_fp8", "adamw_4bit"),
 }
 
 each_row = pytest.mark.parametrize("row", [get_row(row.name) for row in ROWS], ids=lambda row: row.name)
@@ -46,9 +47,11 @@ def test_row_is_complete(row: OptimizerRow):
 
 @each_row
 def test_factory_accepts_what_the_row_lists(row: OptimizerRow):
+    if row.compiles:
+        pytest.importorskip("torchao", reason="the extra lowbit is not installed")
     factory: Any = _load(row)
-    assert issubclass(factory, torch.optim.Optimizer)
-    accepted = set(inspect.signature(factory.__init__).parameters)
+    assert not isinstance(factory, type) or issubclass(factory, torch.optim.Optimizer)
+    accepted = {"self", *inspect.signature(factory).parameters}
     if row.wraps:  # what is its base's goes to the base
         inside = get_row(row.hyperparameters["base"])
         assert set(row.hyperparameters) - set(inside.hyperparameters) == accepted - {"self"}

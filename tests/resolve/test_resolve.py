@@ -157,7 +157,8 @@ def test_base_lr_of_another_optimizer_follows_its_own_rule():
 @pytest.mark.parametrize("name", ALL)
 @pytest.mark.parametrize("optimizer", [row.name for row in ROWS])
 def test_another_optimizer_brings_its_own_values_or_asks(name, optimizer):
-    spec, row = get_recipe(name), get_row(optimizer)
+    spec = get_recipe(name)
+    row = get_row(optimizer, setting=spec.registry_key)
     if optimizer == spec.optimizer.number:
         assert run(name, optimizer=optimizer).weight_decay == spec.weight_decay.number
         return

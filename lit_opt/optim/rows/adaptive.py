@@ -181,7 +181,7 @@ ROWS = (
     ),
     OptimizerRow(
         name="adabelief",
-        state=kept("exp_avg", "exp_avg_var", steps=True),
+        state=kept("exp_avg", "exp_avg_var"),
         scratch=None,
         factory="timm.optim:AdaBelief",
         provider="timm",

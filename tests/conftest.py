@@ -1,0 +1,40 @@
+"""What every test is protected from."""
+
+import os
+import sys
+from collections.abc import Iterator
+
+import pytest
+
+# Lightning's launcher of processes leaves these behind, and takes a process that has LOCAL_RANK for one of several: a
+# later test that starts two processes would wait for the second for ever.
+_LIGHTNINGS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+@pytest.fixture(autouse=True)
+def _environment_of_one_process() -> Iterator[None]:
+    before = {key: os.environ.get(key) for key in _LIGHTNINGS}
+    yield
+    for key, value in before.items():
+        if value is None:
+            os.environ.pop(key, None)
+        else:
+            os.environ[key] = value
+
+
+@pytest.fixture(autouse=True)
+def _loaders_as_they_were() -> Iterator[None]:
+    """Lightning patches loaders while it calls train_dataloader(), and leaves them patched after an exception there."""
+    yield
+    data = sys.modules.get("torch.utils.data")
+    if data is None:
+        return
+    for cls in (c for base in (data.DataLoader, data.BatchSampler) for c in (base, *_subclasses(base))):
+        for name in ("__setattr__", "__delattr__", "__init__"):
+            if f"__old{name}" in cls.__dict__:
+                setattr(cls, name, getattr(cls, f"__old{name}"))
+                delattr(cls, f"__old{name}")
+
+
+def _subclasses(cls: type) -> set[type]:
+    return {found for sub in cls.__subclasses__() for found in (sub, *_subclasses(sub))}
