@@ -58,7 +58,8 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
             what = f"a {type(optimizer).__name__} is neither a name nor a class."
         yield f"optimizer: {what} Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
         return
-    if spec.trains == "adapters" and "adamw" not in name.lower():
+    fits = name == "adamw" or name.startswith("adamw_") if row is not None else "adamw" in name.lower()
+    if spec.trains == "adapters" and not fits:
         yield (
             f"optimizer: {name!r} is not for adapters: low-rank matrices always go to AdamW. Leave optimizer= out, "
             "or use Recipe('llm/finetune') for all weights."
