@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -36,5 +37,5 @@ def _loaders_as_they_were() -> Iterator[None]:
                 delattr(cls, f"__old{name}")
 
 
-def _subclasses(cls: type) -> set[type]:
+def _subclasses(cls: type[Any]) -> set[type[Any]]:
     return {found for sub in cls.__subclasses__() for found in (sub, *_subclasses(sub))}
