@@ -16,10 +16,11 @@ from typing import Any
 import torch
 
 from lit_opt import Recipe
-from lit_opt.optim import list_optimizers
+from lit_opt.optim import get_row
 from lit_opt.preflight.memory import Memory, gigabytes
 from lit_opt.preflight.plan import Plan
 from tests.preflight.measured import measure, network, recipe, two_processes
+from tests.rows import ALONE
 
 WIDTH = 512
 RESULT = Path(__file__).parent / "results" / "memory_estimate.md"
@@ -96,7 +97,7 @@ def textbook() -> list[str]:
 def main() -> None:
     """Write the tables."""
     torch.set_num_threads(1)
-    names = list_optimizers()
+    names = [name for name in ALONE if get_row(name).scratch is not None]
     module = network(WIDTH)
     intro = INTRO.format(
         torch=version("torch"), width=WIDTH, hidden=2 * WIDTH + 3, numbers=sum(p.numel() for p in module.parameters())
@@ -105,9 +106,11 @@ def main() -> None:
     for name in names:
         alone.append(row(name, recipe(name).plan(module, accelerator="cpu"), measure(name, network(WIDTH))))
     with tempfile.TemporaryDirectory() as folder:
-        both = two_processes(Path(folder), WIDTH, names)
+        # adafactor_bv makes its factors with new_zeros, which shards them its own way
+        cut = [name for name in names if name != "adafactor_bv"]
+        both = two_processes(Path(folder), WIDTH, cut)
     sharded = []
-    for name in names:
+    for name in cut:
         found = {key: max(result[name][key] for result in both) for key in ("state", "held", "scratch")}
         sharded.append(row(name, recipe(name).plan(module, devices=2, strategy="fsdp2", accelerator="cpu"), found))
     lines = [intro, "## One device", "", *table(alone), "", "## FSDP2, two processes", "", *table(sharded)]

@@ -83,7 +83,7 @@ def test_full_fine_tuning_starts_where_the_base_ended(base):
 
 
 def test_adapters_on_random_weights_are_said(caplog):
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         LanguageModel(**TINY, lora_rank=2)
     assert "adapters on random weights" in caplog.text
 
@@ -91,7 +91,7 @@ def test_adapters_on_random_weights_are_said(caplog):
 def test_a_head_may_have_another_number_of_classes(tmp_path, caplog):
     old, file = ImageClassifier(width=0.125), tmp_path / "old.pt"
     torch.save(old.state_dict(), file)
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         new = ImageClassifier(width=0.125, num_classes=3, weights=str(file))
     state, started_from = new.state_dict(), old.state_dict()
     assert state["model.fc.weight"].shape[0] == 3

@@ -10,7 +10,7 @@ from typing import Any
 from lit_opt.optim.rows.common import EPS_ADAM
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
-from lit_opt.optim.state import STEP, Buffer, Shape, adam_state, kept, like_parameter, momentum_state
+from lit_opt.optim.state import STEP, Buffer, Scratch, Shape, adam_state, kept, like_parameter, momentum_state
 from lit_opt.recipes.schema import Value
 
 _ADAM = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -78,7 +78,7 @@ ROWS = (
     OptimizerRow(
         name="adagrad",
         state=kept("sum", steps=True),
-        scratch=None,
+        scratch=Scratch(lists=3.0, largest=3.0),
         factory="torch.optim:Adagrad",
         provider="torch",
         summary="Adagrad: the sum of all squared gradients; decay as L2",
@@ -90,7 +90,7 @@ ROWS = (
     OptimizerRow(
         name="rmsprop",
         state=_rmsprop_state,
-        scratch=None,
+        scratch=Scratch(lists=3.0, largest=3.0),
         factory="torch.optim:RMSprop",
         provider="torch",
         summary="RMSProp: a moving average of squared gradients; decay as L2",
@@ -103,7 +103,7 @@ ROWS = (
     OptimizerRow(
         name="adadelta",
         state=kept("square_avg", "acc_delta", steps=True),
-        scratch=None,
+        scratch=Scratch(lists=4.0, largest=4.0),
         factory="torch.optim:Adadelta",
         provider="torch",
         summary="Adadelta: steps as long as past updates; lr is a factor, 1 in the paper; decay as L2",
@@ -116,7 +116,7 @@ ROWS = (
     OptimizerRow(
         name="radam",
         state=adam_state,
-        scratch=None,
+        scratch=Scratch(lists=2.0, largest=2.0),
         factory="torch.optim:RAdam",
         provider="torch",
         summary="RAdam: Adam without the variance of its first steps; decoupled decay",
@@ -130,7 +130,7 @@ ROWS = (
     OptimizerRow(
         name="nadam",
         state=_nadam_state,
-        scratch=None,
+        scratch=Scratch(lists=3.0, largest=3.0),
         factory="torch.optim:NAdam",
         provider="torch",
         summary="NAdam: Adam with Nesterov momentum; decoupled decay",
@@ -144,7 +144,6 @@ ROWS = (
     OptimizerRow(
         name="adam_equal_betas",
         state=adam_state,
-        scratch=None,
         factory="torch.optim:AdamW",
         provider="torch",
         summary="AdamW with one beta for both moments (Adam's secret sauce)",
@@ -158,7 +157,7 @@ ROWS = (
     OptimizerRow(
         name="signum",
         state=kept("exp_avg"),
-        scratch=None,
+        scratch=Scratch(lists=2.0, largest=2.0),
         factory="lit_opt.optim.signum:Signum",
         provider="timm",
         summary="The sign of a moving average: the baseline of the equal-betas study",
@@ -170,7 +169,7 @@ ROWS = (
     OptimizerRow(
         name="lion",
         state=kept("exp_avg"),
-        scratch=None,
+        scratch=Scratch(lists=2.0, largest=2.0),
         factory="timm.optim:Lion",
         provider="timm",
         summary="Lion: the sign of an interpolated momentum; rates 3 to 10 times below AdamW's, decay as much above",
@@ -182,7 +181,7 @@ ROWS = (
     OptimizerRow(
         name="adabelief",
         state=kept("exp_avg", "exp_avg_var"),
-        scratch=None,
+        scratch=Scratch(lists=4.0, largest=4.0),
         factory="timm.optim:AdaBelief",
         provider="timm",
         summary="AdaBelief: the variance of the gradient around its average; decoupled decay, not rectified",
@@ -210,7 +209,7 @@ ROWS = (
     OptimizerRow(
         name="adafactor",
         state=_adafactor_state,
-        scratch=None,
+        scratch=Scratch(largest=3.0),
         factory="lit_opt.optim.adafactor:Adafactor",
         provider="lit_opt",
         summary="Adafactor, the paper's: second moments from row and column means, steps relative to the weights",
@@ -231,7 +230,7 @@ ROWS = (
     OptimizerRow(
         name="adafactor_bv",
         state=_big_vision_state,
-        scratch=None,
+        scratch=Scratch(largest=4.0),
         factory="timm.optim:AdafactorBigVision",
         provider="timm",
         summary="Adafactor, big_vision's: AdamW's rate and decay, factored second moment, bfloat16 momentum",
@@ -254,7 +253,7 @@ ROWS = (
     OptimizerRow(
         name="schedule_free_adamw",
         state=kept("z", "exp_avg_sq"),
-        scratch=None,
+        scratch=Scratch(everything=2.0),
         factory="lit_opt.optim.schedule_free:ScheduleFreeAdamW",
         provider="schedulefree",
         extra="optimizers",
@@ -269,7 +268,7 @@ ROWS = (
     OptimizerRow(
         name="schedule_free_sgd",
         state=kept("z"),
-        scratch=None,
+        scratch=Scratch(everything=1.0),
         factory="lit_opt.optim.schedule_free:ScheduleFreeSGD",
         provider="schedulefree",
         extra="optimizers",
