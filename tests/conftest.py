@@ -7,14 +7,12 @@ from typing import Any
 
 import pytest
 
-# Lightning's launcher of processes leaves these behind, and takes a process that has LOCAL_RANK for one of several: a
-# later test that starts two processes would wait for the second for ever.
-_LIGHTNINGS = ("LOCAL_RANK", "NODE_RANK", "GROUP_RANK", "RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+from tests.processes import LIGHTNINGS
 
 
 @pytest.fixture(autouse=True)
 def _environment_of_one_process() -> Iterator[None]:
-    before = {key: os.environ.get(key) for key in _LIGHTNINGS}
+    before = {key: os.environ.get(key) for key in LIGHTNINGS}
     yield
     for key, value in before.items():
         if value is None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,8 +19,7 @@ from lit_opt.resolve import preview
 from tests.callbacks.curvature_processes import OPTIMIZERS, Plain, fit, recipe, weights
 from tests.callbacks.modules import Net, SaveAt, loader, trainer
 from tests.callbacks.processes import STEPS, Share
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import launch as launch_processes
 
 
 class DeepSpeedStrategy(SingleDeviceStrategy):
@@ -115,15 +111,7 @@ def test_outside_a_trainer() -> None:
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     folder = tmp_path_factory.mktemp("curvature")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.curvature_processes", str(folder)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PL_")}
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = launch_processes("tests.callbacks.curvature_processes", folder)
     assert result.returncode == 0, result.stderr[-6000:]
     both = [torch.load(folder / f"{rank}.pt") for rank in (0, 1)]
     for each in both:

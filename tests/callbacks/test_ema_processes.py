@@ -6,27 +6,15 @@ All kinds share one launch, for most of its time goes into importing.
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from pathlib import Path
-
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.processes import launch as launch_processes
 
 
 @pytest.fixture(scope="module")
 def launch(tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.ema_processes", str(folder)],
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = launch_processes("tests.callbacks.ema_processes", folder)
     return folder, result
 
 

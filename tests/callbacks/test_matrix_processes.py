@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +9,13 @@ import pytest
 import torch
 
 from tests.callbacks.matrix_processes import MATRICES, METHODS, STRATEGIES, fit
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import launch as launch_processes
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("matrix_processes")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.matrix_processes", str(folder)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PL_")}
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = launch_processes("tests.callbacks.matrix_processes", folder)
     assert result.returncode == 0, result.stderr[-6000:]
     return folder
 

@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-import os
 import pickle
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +20,7 @@ from lit_opt.callbacks.reading import Reading, effective_rank, sampled
 from lit_opt.errors import RecipeError
 from lit_opt.optim import build
 from tests.callbacks.modules import Net, loader, trainer
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import launch as launch_processes
 
 
 class Keeps(Logger):
@@ -445,15 +441,7 @@ def test_the_sample():
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory):
     folder = tmp_path_factory.mktemp("monitor")
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_")}
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.monitor_processes", str(folder)],
-        cwd=ROOT,
-        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = launch_processes("tests.callbacks.monitor_processes", folder)
     assert done.returncode == 0, done.stderr[-6000:]
     return folder
 

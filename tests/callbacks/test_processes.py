@@ -5,9 +5,6 @@ The runs are in processes.py, because Lightning starts the second process by run
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +13,13 @@ import torch
 
 from tests.callbacks.modules import Net, SaveAt, trainer
 from tests.callbacks.processes import KINDS, STEPS, Share, recipe
-
-ROOT = Path(__file__).parents[2]
+from tests.processes import launch as launch_processes
 
 
 @pytest.fixture(scope="module")
 def launched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("processes")
-    result = subprocess.run(
-        [sys.executable, "-m", "tests.callbacks.processes", str(folder)],
-        cwd=ROOT,
-        env={k: v for k, v in os.environ.items() if not k.startswith("PL_")}
-        | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    result = launch_processes("tests.callbacks.processes", folder)
     assert result.returncode == 0, result.stderr[-6000:]
     return folder
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from lit_opt.callbacks.facts import is_flattened
-from lit_opt.optim.matrix.scale import FORMULAS, UNITS, update_rms
+from lit_opt.optim.matrix.scale import FORMULAS, HIGHEST_ADAMW, LOWEST_MUON, UNITS, update_rms
 from lit_opt.param_groups.snapshot import ParamInfo
 from lit_opt.preflight.evidence import Evidence, Group
 from lit_opt.preflight.finding import Check, Finding, some, tensors
 
-# Muon's own units have lr 0.01 to 0.05, AdamW's 1e-4 to 1e-3: between them lies a factor of ten.
-_LEAST_OF_MUON = 2e-3
-_MOST_OF_ADAMW = 0.01
+# A recipe refuses below LOWEST_MUON. torch.optim.Muon's own default lies just there, 1e-3 with scale 'original'.
+_LEAST_OF_MUON = 2 * LOWEST_MUON
 
 
 def wrong_units(group: Group) -> str:
@@ -27,7 +26,7 @@ def wrong_units(group: Group) -> str:
     if group.scale not in UNITS or group.lr <= 0:
         return ""
     if UNITS[group.scale] == "AdamW":
-        return "long" if group.lr >= _MOST_OF_ADAMW else ""
+        return "long" if group.lr >= HIGHEST_ADAMW else ""
     return "short" if group.lr <= _LEAST_OF_MUON else ""
 
 
@@ -90,7 +89,7 @@ def _fallback_rate(e: Evidence, groups: list[Group]) -> Iterator[Finding]:
     for matrix in groups:
         for group in e.groups:
             beside = group.method.kind == "adam" and group.optimizer == matrix.optimizer and group.members
-            if beside and group.lr == matrix.lr >= _MOST_OF_ADAMW:
+            if beside and group.lr == matrix.lr >= HIGHEST_ADAMW:
                 yield Finding(
                     id="muon-units",
                     level="error",
