@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -12,6 +12,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError
+from lit_opt.optim.random_numbers import same_random_numbers
 from lit_opt.optim.wrapper import Wrapper
 
 Closure = Callable[[], Any]
@@ -70,23 +71,20 @@ class SAM(Wrapper):
         if closure is None:
             self._check_that_nothing_moves()
             return self.base.step()
-        random = _RandomStates(param for group in self.param_groups for param in group["params"])
-        with torch.enable_grad(), self.first_pass(closure):
+        # The stream goes on after the second pass, which draws the same numbers.
+        with same_random_numbers(self.param_groups), torch.enable_grad(), self.first_pass(closure):
             loss = closure()
-        after_first = random.now()
         held = [(p, p.detach().clone()) for group in self.param_groups for p in group["params"] if p.grad is not None]
         if not held:  # a loss of None: nothing was evaluated
             return loss
         try:
             self._climb()
-            random.restore()
             with torch.enable_grad(), self.second_pass(closure):
                 closure()
         finally:
             with torch.no_grad():
                 for param, weight in held:
                     param.copy_(weight)
-        random.restore(after_first)
         self.base.step()
         return loss
 
@@ -179,20 +177,3 @@ def _norm(tensors: list[Tensor]) -> Tensor:
         norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         squares.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).square())
     return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
-
-
-class _RandomStates:
-    """torch's generators of the CPU and of the devices that parameters are on."""
-
-    def __init__(self, params: Iterable[Tensor]) -> None:
-        self._devices = sorted({p.device.index or 0 for p in params if p.device.type == "cuda"})
-        self._first = self.now()
-
-    def now(self) -> list[Tensor]:
-        return [torch.get_rng_state(), *(torch.cuda.get_rng_state(device) for device in self._devices)]
-
-    def restore(self, states: list[Tensor] | None = None) -> None:
-        cpu, *others = states or self._first
-        torch.set_rng_state(cpu)
-        for device, state in zip(self._devices, others, strict=True):
-            torch.cuda.set_rng_state(state, device)

@@ -13,6 +13,7 @@ from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.engine import Group, MatrixOptimizer, Stages, States, averaged
 from lit_opt.optim.matrix.groups import group_label
+from lit_opt.optim.random_numbers import same_random_numbers
 
 VARIANTS = ("approx", "exact", "efficient")
 
@@ -204,11 +205,10 @@ class MarsM(MatrixOptimizer):
 
     def _at_previous_weights(self, closure: Callable[[], Any], params: list[Tensor], matrices: set[int]) -> None:
         current = [param.detach().clone() for param in params]
-        devices = sorted({p.device.index or 0 for p in params if p.device.type == "cuda"})
         try:
             for param in params:
                 param.copy_(self.state[param]["previous_weight"])
-            with torch.random.fork_rng(devices=devices), self.extra_pass(closure):
+            with same_random_numbers(self.param_groups), self.extra_pass(closure):
                 super()._evaluate(closure)
         finally:
             for param, weight in zip(params, current, strict=True):
