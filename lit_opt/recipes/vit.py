@@ -231,6 +231,13 @@ LAMB = replace(
             source="arXiv:1904.00962; timm/optim/lamb.py",
         ),
     },
+    # DeiT III takes apex' FusedLAMB, which limits the norm itself; the registry row does not, so it is set here.
+    clip=Value(
+        1.0,
+        unit="global gradient norm, 0 is off",
+        common_practice="1.0, inside the optimizer in timm and apex",
+        source=f"timm/optim/lamb.py (max_grad_norm 1.0); {_DEIT_III}",
+    ),
 )
 
 RECIPES = (FROM_SCRATCH, MUON, SAM, LAMB, FINETUNE)

@@ -11,6 +11,7 @@ from lit_opt.optim.rows.common import EPS_ADAM
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
 from lit_opt.optim.state import STEP, Buffer, Scratch, Shape, adam_state, kept, like_parameter, momentum_state
+from lit_opt.recipes.common import ADAFACTOR_MOMENTUM, ADAFACTOR_SOURCE
 from lit_opt.recipes.schema import Value
 
 _ADAM = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -21,7 +22,6 @@ _EQUAL_BETAS = Value(
     common_practice="equal betas; 0.95 is a common value, not confirmed from the paper's tables",
     source="arXiv:2505.21829",
 )
-_BIG_VISION = "google-research/big_vision configs/vit_i1k.py:131-137 (lr, decay and schedule of Adam's unchanged)"
 
 
 def _rmsprop_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
@@ -175,7 +175,7 @@ ROWS = (
         summary="Lion: the sign of an interpolated momentum; rates 3 to 10 times below AdamW's, decay as much above",
         rule="w <- (1 - lr wd) w - lr sign(b1 m + (1 - b1) g); m <- b2 m + (1 - b2) g",
         source="arXiv:2302.06675; timm, equal to the formula in float64",
-        evidence="published at scale; open source",
+        evidence="published (arXiv:2302.06675); open source",
         hyperparameters={"lr": REQUIRED, "betas": (0.9, 0.99), "weight_decay": 0.0},
     ),
     OptimizerRow(
@@ -216,7 +216,7 @@ ROWS = (
         rule="V = R C / mean(R); U = G / sqrt(V), at most d in RMS; "
         "w <- (1 - lr wd) w - max(eps2, RMS(w)) min(lr, 1 / sqrt(t)) U",
         source="arXiv:1804.04235 algorithm 4; equal to torch.optim.Adafactor on matrices in float64, and runs on FSDP2",
-        evidence="published up to 540B (T5, PaLM)",
+        evidence="published; open source",
         hyperparameters={
             "lr": REQUIRED,
             "beta2_decay": -0.8,
@@ -237,17 +237,12 @@ ROWS = (
         rule="V from row and column means, b2 = min(0.999, 1 - t^-0.8); U = G / sqrt(V); m <- b1 m + (1 - b1) U; "
         "w <- w - lr (m + wd w)",
         source="arXiv:2106.04560; google-research/big_vision; timm, not compared with a formula",
-        evidence="published up to 22B (ViT)",
+        evidence="published for vision transformers (arXiv:2106.04560); open source",
         hyperparameters={"lr": REQUIRED, "momentum": 0.9, "weight_decay": 0.0, "beta2_cap": 0.999, "eps": 1e-30},
         fixed={"min_dim_size_to_factor": 16},
         settings=_as_adamw(
-            _BIG_VISION,
-            momentum=Value(
-                0.9,
-                unit="decay of the momentum per step, kept in bfloat16",
-                common_practice="0.9 in bfloat16",
-                source=_BIG_VISION,
-            ),
+            ADAFACTOR_SOURCE,
+            momentum=ADAFACTOR_MOMENTUM,
         ),
     ),
     OptimizerRow(
@@ -260,7 +255,7 @@ ROWS = (
         summary="AdamW with an average of the weights in place of a decaying rate",
         rule="y = (1 - b1) z + b1 x; z <- z - lr (g(y) / (sqrt(vhat) + eps) + wd y); x averages z by lr^2",
         source="arXiv:2405.15682; facebookresearch/schedule_free, equal to the formula in float64",
-        evidence="won AlgoPerf 2024 (self-tuning track); open source",
+        evidence="published (arXiv:2405.15682); open source",
         hyperparameters={**_ADAM, **_AVERAGE},
         averages_itself=True,
         group_state=("k", "weight_sum", "lr_max", "scheduled_lr", "train_mode"),

@@ -11,15 +11,17 @@ from typing import Any
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
 from lit_opt.optim.state import Buffer, Shape
+from lit_opt.recipes.common import EIGHT_BIT_SOURCE
 
 _HYPERPARAMETERS = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
-_UNCHANGED = "unchanged: bitsandbytes' documentation (no hyperparameter tuning)"
 
 _SETTINGS = {
     setting: replace(
         published,
-        lr=replace(published.lr, source=f"{published.lr.source}; {_UNCHANGED}"),
-        weight_decay=replace(published.weight_decay, source=f"{published.weight_decay.source}; {_UNCHANGED}"),
+        lr=replace(published.lr, source=f"{published.lr.source}; unchanged: {EIGHT_BIT_SOURCE}"),
+        weight_decay=replace(
+            published.weight_decay, source=f"{published.weight_decay.source}; unchanged: {EIGHT_BIT_SOURCE}"
+        ),
     )
     for setting, published in ADAMW_SETTINGS.items()
 }
@@ -48,7 +50,7 @@ ROWS = (
         summary="AdamW with moments of 8 bits, a quarter of the state; AdamW's values",
         rule=_RULE.format(bits="8 bits", block=256),
         source="arXiv:2110.02861; torchao on CUDA and DTensors, else bitsandbytes; 1 % off AdamW's update after 10 steps",
-        evidence="published up to 1.5B; open source",
+        evidence="published (arXiv:2110.02861); open source",
         hyperparameters=_HYPERPARAMETERS,
         settings=_SETTINGS,
         exact=False,

@@ -28,7 +28,7 @@ ROWS = (
         rule="e = rho g(w) / |g(w)|; the base steps from w with g(w + e)",
         source="arXiv:2010.01412; written anew, since providers want the gradient before the step, which Lightning does "
         "not give",
-        evidence="published up to ViT-L; open source",
+        evidence="published (arXiv:2010.01412, arXiv:2106.01548); open source",
         hyperparameters={"base": "sgd", "rho": 0.05},
         wraps=_BASES,
         own_values={"rho": SAM_RHO},
