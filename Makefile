@@ -13,7 +13,7 @@ help:
 	@echo "make test-slow    the longer checks"
 	@echo "make test-oldest  the attachment contract on the oldest supported Lightning and torch"
 	@echo "make configs      write lit_opt/configs anew from the recipes"
-	@echo "make benchmarks   the figures in benchmarks/results"
+	@echo "make benchmarks   figures in benchmarks/results; each script there says its own command"
 
 $(VENV)/.workloads: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

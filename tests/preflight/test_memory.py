@@ -17,7 +17,16 @@ from lit_opt.optim.state import Buffer
 from lit_opt.preflight.memory import estimate_memory, gigabytes, state_bytes
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.plan import Plan
-from tests.preflight.measured import backward, held_by, left_after, measure, network, recipe, two_processes
+from tests.preflight.measured import (
+    backward,
+    held_by,
+    left_after,
+    measure,
+    most_at_once,
+    network,
+    recipe,
+    two_processes,
+)
 
 torch.set_num_threads(1)
 
@@ -47,6 +56,21 @@ def test_state_and_scratch_of_every_row(name: str) -> None:
         return
     # Beside the scalars of a fused step, what the step takes on top is within a fifth.
     assert part(plan, "scratch of a step") == pytest.approx(found["scratch"], rel=0.2, abs=1000)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED if (use := get_row(name).scratch) and use.lists])
+def test_scratch_of_a_step_over_lists(name: str) -> None:
+    """What torch does on CUDA, made to happen here: copies of the largest group, one or more at a time."""
+    module = network()
+    optimizer, _ = recipe(name).configure(module, total_steps=8, global_batch=2)
+    for group in optimizer.param_groups:
+        group["foreach"] = True
+    for _ in range(2):
+        backward(module)
+        taken = most_at_once(lambda: optimizer.step(lambda: 0.0))
+    copies = taken / sum(4 * p.numel() for p in module.parameters())
+    use = get_row(name).scratch
+    assert use is not None and copies == pytest.approx(use.lists, rel=0.2)
 
 
 @pytest.fixture(scope="module")

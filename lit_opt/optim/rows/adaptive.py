@@ -78,7 +78,7 @@ ROWS = (
     OptimizerRow(
         name="adagrad",
         state=kept("sum", steps=True),
-        scratch=Scratch(lists=3.0, largest=3.0),
+        scratch=Scratch(lists=2.0, largest=3.0),
         factory="torch.optim:Adagrad",
         provider="torch",
         summary="Adagrad: the sum of all squared gradients; decay as L2",
@@ -90,7 +90,7 @@ ROWS = (
     OptimizerRow(
         name="rmsprop",
         state=_rmsprop_state,
-        scratch=Scratch(lists=3.0, largest=3.0),
+        scratch=Scratch(lists=2.0, largest=3.0),
         factory="torch.optim:RMSprop",
         provider="torch",
         summary="RMSProp: a moving average of squared gradients; decay as L2",
@@ -103,7 +103,7 @@ ROWS = (
     OptimizerRow(
         name="adadelta",
         state=kept("square_avg", "acc_delta", steps=True),
-        scratch=Scratch(lists=4.0, largest=4.0),
+        scratch=Scratch(lists=3.0, largest=4.0),
         factory="torch.optim:Adadelta",
         provider="torch",
         summary="Adadelta: steps as long as past updates; lr is a factor, 1 in the paper; decay as L2",
@@ -116,7 +116,7 @@ ROWS = (
     OptimizerRow(
         name="radam",
         state=adam_state,
-        scratch=Scratch(lists=2.0, largest=2.0),
+        scratch=Scratch(lists=1.0, largest=2.0),
         factory="torch.optim:RAdam",
         provider="torch",
         summary="RAdam: Adam without the variance of its first steps; decoupled decay",
@@ -130,7 +130,7 @@ ROWS = (
     OptimizerRow(
         name="nadam",
         state=_nadam_state,
-        scratch=Scratch(lists=3.0, largest=3.0),
+        scratch=Scratch(lists=1.0, largest=3.0),
         factory="torch.optim:NAdam",
         provider="torch",
         summary="NAdam: Adam with Nesterov momentum; decoupled decay",
@@ -157,7 +157,7 @@ ROWS = (
     OptimizerRow(
         name="signum",
         state=kept("exp_avg"),
-        scratch=Scratch(lists=2.0, largest=2.0),
+        scratch=Scratch(lists=1.0, largest=2.0),
         factory="lit_opt.optim.signum:Signum",
         provider="timm",
         summary="The sign of a moving average: the baseline of the equal-betas study",
@@ -169,7 +169,7 @@ ROWS = (
     OptimizerRow(
         name="lion",
         state=kept("exp_avg"),
-        scratch=Scratch(lists=2.0, largest=2.0),
+        scratch=Scratch(lists=1.0, largest=2.0),
         factory="timm.optim:Lion",
         provider="timm",
         summary="Lion: the sign of an interpolated momentum; rates 3 to 10 times below AdamW's, decay as much above",
@@ -181,7 +181,7 @@ ROWS = (
     OptimizerRow(
         name="adabelief",
         state=kept("exp_avg", "exp_avg_var"),
-        scratch=Scratch(lists=4.0, largest=4.0),
+        scratch=Scratch(lists=2.0, largest=4.0),
         factory="timm.optim:AdaBelief",
         provider="timm",
         summary="AdaBelief: the variance of the gradient around its average; decoupled decay, not rectified",
@@ -194,7 +194,7 @@ ROWS = (
     OptimizerRow(
         name="adabound",
         state=_adabound_state,
-        scratch=None,
+        scratch=Scratch(everything=1.0),
         factory="lit_opt.optim.adabound:AdaBound",
         provider="pytorch_optimizer",
         extra="optimizers",
