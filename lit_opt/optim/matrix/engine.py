@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_opt.averaging.shards import is_sharded, local, own_part
+from lit_opt.averaging.shards import gradients_of, local, locals_of
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
@@ -26,7 +26,9 @@ from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
+from lit_opt.optim.matrix.sharded import agree, meshes_of, step_sharded
 from lit_opt.optim.matrix.sharing import shared, shares
 
 Group = Mapping[str, Any]
@@ -45,7 +47,7 @@ def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list
         >>> own_gradient({}, [weight], [{}])[0] is weight.grad
         True
     """
-    return [param.grad for param in params]  # type: ignore[misc]
+    return gradients_of(params)
 
 
 def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
@@ -61,7 +63,7 @@ def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
         (1.0, tensor([0.5000, 0.5000]))
     """
     momentum = group["momentum"]
-    torch._foreach_lerp_([state["momentum_buffer"] for state in states], estimates, 1 - momentum)
+    torch._foreach_lerp_(locals_of([state["momentum_buffer"] for state in states]), estimates, 1 - momentum)
     return momentum if group["nesterov"] else 1.0
 
 
@@ -121,6 +123,7 @@ class MatrixOptimizer(Optimizer):
     def _forget_plan(self) -> None:
         self._plan: list[Chunk] | None = None
         self._plan_key: tuple[Any, ...] = ()
+        self._routes: list[Route] | None = None
 
     def share_work(self, group: Any = None) -> None:
         """Let each process of a data-parallel run orthogonalise its share of the matrices.
@@ -176,16 +179,17 @@ class MatrixOptimizer(Optimizer):
             active.append(matrices)
             if len(matrices) < len(params):
                 self._adamw(group, [p for p in params if p.ndim < 2] if matrices else params)
+        chunks = self._chunks(active)
+        step_sharded(self, self._routes or ())
         mixes: Mixes = {}
-        updates: dict[Tensor, Tensor] = {}
-        for index, chunk in enumerate(self._chunks(active)):
+        for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
             if self._processes > 1:
                 update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
             else:
                 update = self._precondition(chunk, batch)
             # The batch is scratch by now.
-            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update, updates)
+            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -227,8 +231,14 @@ class MatrixOptimizer(Optimizer):
             tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
         )
         if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = make_plan(self.param_groups, active, agreed), key
+            chunks = make_plan(self.param_groups, active, agreed)
+            self._plan, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
+            self._meshes, self._plan_key = meshes_of(self.param_groups), key
             self._shares = shares(self._plan, self._processes)
+            self._routes = None
+        agree(self._meshes, self._sharded, self.param_groups)
+        if self._routes is None:
+            self._routes = make_routes(self._sharded, self.param_groups)
         return self._plan
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
@@ -245,10 +255,6 @@ class MatrixOptimizer(Optimizer):
                 mixes[param] = (None if estimates is None else estimates[i], buffer, share)
         for slot in () if chunk.plain else chunk.slots:
             estimate, buffer, share = mixes[slot.param]
-            if slot.sharded and is_sharded(buffer):
-                buffer = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
-                estimate = None
-                mixes[slot.param] = (None, buffer, share)
             if slot.last:
                 del mixes[slot.param]
             target, group = place(batch, slot), self.param_groups[slot.group]
@@ -269,7 +275,7 @@ class MatrixOptimizer(Optimizer):
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
-    def _apply(self, chunk: Chunk, update: Tensor, updates: dict[Tensor, Tensor]) -> None:
+    def _apply(self, chunk: Chunk, update: Tensor) -> None:
         """Normalise, scale and apply."""
         if self.stages.normalise is not None:
             moments = [self._row_moments(slot) for slot in chunk.slots]
@@ -284,16 +290,8 @@ class MatrixOptimizer(Optimizer):
             return
         for slot in chunk.slots:
             part, factor = place(update, slot), self._factor(slot.group, slot.shape)
-            if slot.sharded and slot.param not in updates:
-                updates[slot.param] = torch.empty(slot.param.shape, dtype=chunk.dtype, device=update.device)
-            whole = updates[slot.param] if slot.sharded else slot.param
-            target = matrices_of(whole, slot, self.param_groups[slot.group])
-            if not slot.sharded:
-                add_([target], [part.reshape(target.shape)], factor)
-                continue
-            target.copy_(part.reshape(target.shape)).mul_(factor)
-            if slot.last:
-                local(slot.param).add_(own_part(updates.pop(slot.param), slot.param))
+            target = matrices_of(slot.param, slot, self.param_groups[slot.group])
+            add_([target], [part.reshape(target.shape)], factor)
 
     def _factor(self, index: int, shape: Sequence[int]) -> Any:
         """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one."""
@@ -304,11 +302,7 @@ class MatrixOptimizer(Optimizer):
         """The slot's second moments of rows, (count, rows, 1), a view of the state."""
         state = self.state[slot.param]
         if "second_moment" not in state:
-            total = sum(view.size(0) * view.size(1) for view in blocks(slot.param, self.param_groups[slot.group]))
+            shapes = torch.empty(slot.param.shape, device="meta")
+            total = sum(view.size(0) * view.size(1) for view in blocks(shapes, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
-
-
-def _whole(tensor: Any) -> Tensor:
-    """A DTensor's full tensor on every process."""
-    return tensor.full_tensor()

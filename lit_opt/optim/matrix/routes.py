@@ -1,0 +1,260 @@
+"""Which process owns which matrix, and which numbers go from whom to whom: planned once, without a message."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_opt.optim.matrix.boxes import (
+    Box,
+    boxes_of,
+    common,
+    in_parameters_dimensions,
+    numbers_of,
+    region_of,
+    sources_of,
+    within,
+)
+from lit_opt.optim.matrix.plan import Chunk, Slot
+from lit_opt.optim.matrix.sharing import shares
+
+Groups = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this process holds of one matrix.
+
+    Args:
+        slot: Index of the slot in the chunk.
+        held: Where it is in what the process holds of the parameter; None for all of it.
+        shape: In the parameter's dimensions.
+    """
+
+    slot: int
+    held: tuple[slice, ...] | None
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one process holds of consecutive matrices of an owner, the same of each.
+
+    Args:
+        matrices: Their range among the owner's.
+        columns: Their columns; None for all.
+        slot: One of their slots, for its layout.
+        inside: Where the parts are in the matrices, in the parameter's dimensions.
+        shape: Of one part, in the parameter's dimensions.
+    """
+
+    matrices: slice
+    columns: slice | None
+    slot: Slot
+    inside: tuple[slice, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return (self.matrices.stop - self.matrices.start) * numbers_of(tuple((0, size) for size in self.shape))
+
+    def of(self, batch: Tensor, groups: Groups) -> Tensor:
+        """The parts as a view of the owner's batch: (count, *shape)."""
+        part = batch[self.matrices]
+        part = part if self.columns is None else part[..., self.columns]
+        view = in_parameters_dimensions(part, groups[self.slot.group], self.slot.param.shape)
+        return view[(slice(None), *self.inside)]
+
+
+@dataclass(frozen=True)
+class Route:
+    """One chunk's way to its owners and back. Sizes are numbers for each process of the group.
+
+    Args:
+        chunk: The matrices.
+        group: Process group of the parameters' mesh.
+        ranges: Which matrices each process owns, in the order of the group.
+        rank: This process's place in the group.
+        give: What it sends, in the order of the owners.
+        sent: Sizes of what it sends.
+        assemble: What it receives, in the order of the senders.
+        received: Sizes of what it receives.
+        scatter: For each process what of the results goes back to it.
+        take: What comes back to it, in the order of the owners.
+    """
+
+    chunk: Chunk
+    group: Any
+    ranges: tuple[slice, ...]
+    rank: int
+    give: tuple[Part, ...]
+    sent: tuple[int, ...]
+    assemble: tuple[Run, ...]
+    received: tuple[int, ...]
+    scatter: tuple[tuple[Run, ...], ...]
+    take: tuple[Part, ...]
+    taken: tuple[int, ...]
+
+    @property
+    def own(self) -> slice:
+        """The matrices of this process."""
+        return self.ranges[self.rank]
+
+    @property
+    def count(self) -> int:
+        """How many they are."""
+        return self.own.stop - self.own.start
+
+
+def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
+    """Routes of chunks of DTensors; every process of their meshes has to call it with the same ones.
+
+    Args:
+        chunks: Of DTensors.
+        groups: The optimizer's groups.
+
+    Example:
+        >>> make_routes([], [])
+        []
+    """
+    by_mesh: dict[Any, list[Chunk]] = {}
+    for chunk in chunks:
+        by_mesh.setdefault(chunk.mesh, []).append(chunk)
+    ranges = {
+        id(chunk): parts
+        for mesh, ours in by_mesh.items()
+        for chunk, parts in zip(ours, shares(ours, mesh.size()), strict=True)
+    }
+    known: dict[Any, tuple[list[Box], list[set[int]]]] = {}
+    return [_route(chunk, groups, ranges[id(chunk)], known) for chunk in chunks]
+
+
+def group_of(mesh: Any) -> Any:
+    """The process group of all processes of a mesh, made where there is none; all of them have to call it.
+
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> from torch.distributed.tensor import init_device_mesh
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> group_of(init_device_mesh("cpu", (1,))).size()
+        1
+        >>> dist.destroy_process_group()
+    """
+    if mesh.ndim == 1:
+        return mesh.get_group()
+    dist = torch.distributed
+    world = dist.group.WORLD
+    members = tuple(sorted(mesh.mesh.flatten().tolist()))
+    if members == tuple(range(dist.get_world_size())):
+        return world
+    made = _GROUPS.setdefault(id(world), (world, {}))[1]
+    if members not in made:
+        made[members] = dist.new_group(list(members), use_local_synchronization=True)
+    return made[members]
+
+
+# Default group -> itself, so that no other can get its id, and the groups that were made beside it.
+_GROUPS: dict[int, tuple[Any, dict[tuple[int, ...], Any]]] = {}
+
+
+def _route(
+    chunk: Chunk, groups: Groups, ranges: list[slice], known: dict[Any, tuple[list[Box], list[set[int]]]]
+) -> Route:
+    group = group_of(chunk.mesh)
+    # The group's order of processes, as places in the mesh.
+    places = chunk.mesh.mesh.flatten().tolist()
+    order = [places.index(rank) for rank in torch.distributed.get_process_group_ranks(group)]
+    processes, rank = len(order), torch.distributed.get_rank(group)
+    layouts = [_holders(slot.param, order, known) for slot in chunk.slots]
+    items = [sorted(_items(chunk, groups, own), key=lambda item: item[:2]) for own in ranges]
+
+    def parts(process: int, owner: int, sending: bool) -> Iterator[tuple[int, int, Box, Box, Box]]:
+        """Place of the columns, matrix, slot's index, region, what the process holds, and what of the region."""
+        for _, matrix, index, region in items[owner]:
+            boxes, sources = layouts[index]
+            both = common(region, boxes[process])
+            if both is not None and (not sending or process in sources[owner]):
+                yield matrix, index, region, boxes[process], both
+
+    def held(owner: int, sending: bool) -> list[Part]:
+        return [
+            Part(index, None if both == box else within(both, box), _shape(both))
+            for _, index, _, box, both in parts(rank, owner, sending)
+        ]
+
+    def runs(process: int, sending: bool) -> list[Run]:
+        first = ranges[rank].start
+        found: list[Run] = []
+        for matrix, index, region, _, both in parts(process, rank, sending):
+            slot, place = chunk.slots[index], slice(matrix - first, matrix - first + 1)
+            run = Run(place, slot.columns, slot, within(both, region), _shape(both))
+            found[-1:] = _joined(found[-1], run, groups) if found else [run]
+        return found
+
+    give = [held(owner, True) for owner in range(processes)]
+    assemble = [runs(process, True) for process in range(processes)]
+    take = [held(owner, False) for owner in range(processes)]
+    return Route(
+        chunk=chunk,
+        group=group,
+        ranges=tuple(ranges),
+        rank=rank,
+        give=tuple(part for sent in give for part in sent),
+        sent=tuple(sum(torch.Size(part.shape).numel() for part in sent) for sent in give),
+        assemble=tuple(run for received in assemble for run in received),
+        received=tuple(sum(run.numbers for run in received) for received in assemble),
+        scatter=tuple(tuple(runs(process, False)) for process in range(processes)),
+        take=tuple(part for taken in take for part in taken),
+        taken=tuple(sum(torch.Size(part.shape).numel() for part in taken) for taken in take),
+    )
+
+
+def _holders(param: Any, order: list[int], known: dict[Any, Any]) -> tuple[list[Box], list[set[int]]]:
+    """For each process of the group what it holds of a parameter, and who sends to it as an owner.
+
+    What has unknown placements is gathered before (lit_opt.optim.matrix.sharded): all hold all, and none has to send.
+    """
+    key = (tuple(param.shape), param.placements, param.device_mesh)
+    if key not in known:
+        boxes = boxes_of(param)
+        if boxes is None:
+            whole = tuple((0, size) for size in param.shape)
+            known[key] = [whole] * len(order), [{i} for i in range(len(order))]
+        else:
+            sources = [sources_of(param, place) for place in order]
+            known[key] = [boxes[place] for place in order], [{order.index(i) for i in s} for s in sources]
+    return known[key]
+
+
+def _items(chunk: Chunk, groups: Groups, own: slice) -> Iterator[tuple[int, int, int, Box]]:
+    """The parameters' regions that an owner's matrices are made of: columns first, so that runs are long."""
+    for index, slot in enumerate(chunk.slots):
+        start = 0 if slot.columns is None else slot.columns.start
+        skipped = 0 if slot.part is None else slot.part.start
+        for matrix in range(max(slot.place.start, own.start), min(slot.place.stop, own.stop)):
+            place = matrix - slot.place.start + skipped
+            yield start, matrix, index, region_of(slot.param.shape, groups[slot.group], slot.block, place)
+
+
+def _joined(last: Run, run: Run, groups: Groups) -> list[Run]:
+    """One run in place of two that lie beside each other and are cut alike."""
+    layouts = [groups[r.slot.group].get("layout") for r in (last, run)]
+    alike = (
+        last.matrices.stop == run.matrices.start
+        and (last.columns, last.inside, last.shape) == (run.columns, run.inside, run.shape)
+        and last.slot.param.shape == run.slot.param.shape
+        and layouts[0] == layouts[1]
+    )
+    if not alike:
+        return [last, run]
+    both = slice(last.matrices.start, run.matrices.stop)
+    return [Run(both, last.columns, last.slot, last.inside, last.shape)]
+
+
+def _shape(box: Box) -> tuple[int, ...]:
+    return tuple(stop - start for start, stop in box)
