@@ -6,7 +6,6 @@ tensor parallelism left, so that the later mesh dimension comes first where both
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -186,16 +185,6 @@ def within(part: Box, whole: Box) -> tuple[slice, ...]:
         (slice(0, 2, None), slice(0, 3, None))
     """
     return tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, whole, strict=True))
-
-
-def numbers_of(box: Box) -> int:
-    """Numbers in a box.
-
-    Example:
-        >>> numbers_of(((2, 4), (0, 3)))
-        6
-    """
-    return math.prod(stop - start for start, stop in box)
 
 
 def _box(shape: Sequence[int], mesh_shape: Sequence[int], place: Sequence[int], cuts: list[tuple[int, int]]) -> Box:

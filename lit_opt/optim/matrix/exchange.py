@@ -6,14 +6,19 @@ a process does with the results.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_opt.optim.matrix.routes import Route
+
+# Chunks that fill less than this in each process travel together: a message has a latency.
+_ROUND_BYTES = 4 * 2**20
 
 
 @dataclass(frozen=True)
@@ -24,9 +29,10 @@ class Job:
         route: Who owns what, and which numbers go where.
         groups: The optimizer's groups, for the layouts.
         give: Returns what this process holds of the matrices, one tensor for each slot of the chunk.
-        compute: (whole matrices (count, rows, cols)) -> results of the same shape in `dtype`, and `beside`, (count,
-            numbers) in `dtype`, which goes to every process; None for nothing. Called where count is not 0.
-        take: (results for each of `route.take`, `beside` of all matrices of the chunk or None) -> None.
+        compute: (whole matrices (count, rows, cols)) -> results of the same shape in `dtype`, and what goes to every
+            process beside them, (count, `beside`) in `dtype`, or None. Called where this process owns any.
+        take: (results, one for each part of `route.take` in order; what was beside them, (all of the chunk, `beside`),
+            or None) -> None.
         dtype: Of the results, the same in all processes.
         beside: Numbers that go to every process for each matrix.
     """
@@ -42,9 +48,9 @@ class Job:
 
 @dataclass
 class _Message:
-    """An all-to-all under way. Both buffers have to live until it has ended."""
+    """An all-to-all under way for some jobs. Both buffers have to live until it has ended."""
 
-    job: Job
+    jobs: list[Job]
     out: Tensor
     arriving: Tensor
     work: Any
@@ -67,8 +73,8 @@ def exchange(jobs: Sequence[Job]) -> None:
     """
     ahead: _Message | None = None
     behind: _Message | None = None
-    for job in [*jobs, None]:
-        parts = None if job is None else _send_parts(job)
+    for some in [*_rounds(jobs), None]:
+        parts = None if some is None else _send_parts(some)
         if ahead is not None:
             results = _send_results(ahead)
             if behind is not None:
@@ -113,71 +119,94 @@ def all_to_all(out: Tensor, sent: Sequence[int], received: Sequence[int], group:
     return arriving, work
 
 
-def _send_parts(job: Job) -> _Message:
-    route = job.route
-    held = job.give()
-    parts = [_part(held[part.slot], part.held) for part in route.give]
-    device, dtype = route.chunk.slots[0].param.device, route.chunk.dtype
-    out = torch.empty(sum(route.sent), dtype=dtype, device=device)
-    if parts:
-        torch.cat([part.reshape(-1).to(dtype) for part in parts], out=out)
-    arriving, work = all_to_all(out, route.sent, route.received, route.group)
-    return _Message(job, out, arriving, work)
+def _rounds(jobs: Sequence[Job]) -> list[list[Job]]:
+    """Jobs that travel together: of one group and dtype, as many as fill a message."""
+    rounds: list[list[Job]] = []
+    for _, alike in groupby(jobs, key=lambda job: (id(job.route.group), job.route.chunk.dtype, job.dtype)):
+        filled = _ROUND_BYTES + 1
+        for job in alike:
+            size = math.prod(job.route.chunk.shape) * job.route.chunk.dtype.itemsize // len(job.route.ranges)
+            if filled + size > _ROUND_BYTES:
+                rounds.append([])
+                filled = 0
+            rounds[-1].append(job)
+            filled += size
+    return rounds
+
+
+def _send_parts(jobs: list[Job]) -> _Message:
+    """Each owner gets this process's parts of its matrices, job by job."""
+    routes, dtype = [job.route for job in jobs], jobs[0].route.chunk.dtype
+    held = [job.give() for job in jobs]
+    parts = [
+        _part(tensors[part.slot], part.held).reshape(-1).to(dtype)
+        for owner in _everyone(jobs)
+        for route, tensors in zip(routes, held, strict=True)
+        for part in route.give[owner]
+    ]
+    sent = [sum(part.numbers for route in routes for part in route.give[owner]) for owner in _everyone(jobs)]
+    received = [sum(run.numbers for route in routes for run in route.assemble[other]) for other in _everyone(jobs)]
+    return _message(jobs, parts, dtype, sent, received)
 
 
 def _send_results(message: _Message) -> _Message:
-    job, arrived = message.job, message.wait()
-    route = job.route
-    shape = (route.count, *route.chunk.shape[1:])
-    batch = _assembled(job, arrived, shape)
-    pieces: list[Tensor] = []
-    if route.count:
-        update, beside = job.compute(batch)
-        for runs in route.scatter:
-            pieces += [run.of(update, job.groups).reshape(-1) for run in runs]
-            if beside is not None:
-                pieces.append(beside.reshape(-1))
-    out = torch.cat(pieces) if pieces else arrived.new_empty(0, dtype=job.dtype)
-    extra = job.beside * route.count
-    sent = [sum(run.numbers for run in runs) + extra for runs in route.scatter]
-    received = [
-        number + job.beside * (own.stop - own.start) for number, own in zip(route.taken, route.ranges, strict=True)
+    """Compute, and give each process what belongs to it, job by job."""
+    jobs, arrived = message.jobs, message.wait()
+    routes = [job.route for job in jobs]
+    batches = [arrived.new_empty(route.counts[route.rank], *route.chunk.shape[1:]) for route in routes]
+    runs = [
+        (run, batch, job.groups)
+        for other in _everyone(jobs)
+        for job, batch in zip(jobs, batches, strict=True)
+        for run in job.route.assemble[other]
     ]
-    arriving, work = all_to_all(out, sent, received, route.group)
-    return _Message(job, out, arriving, work)
-
-
-def _assembled(job: Job, arrived: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    runs = job.route.assemble
-    # What came from one process, all of each matrix and in order, is the batch already.
-    if len(runs) == 1 and runs[0].of(arrived.view(shape), job.groups).is_contiguous():
-        return arrived.view(shape)
-    batch = arrived.new_empty(shape)
-    pieces = arrived.split([run.numbers for run in runs]) if runs else ()
-    for run, piece in zip(runs, pieces, strict=True):
-        run.of(batch, job.groups).copy_(piece.view(-1, *run.shape))
-    return batch
+    for (run, batch, groups), piece in zip(runs, arrived.split([run.numbers for run, _, _ in runs]), strict=True):
+        run.of(batch, groups).copy_(piece.view(-1, *run.shape))
+    results = [job.compute(batch) if batch.size(0) else None for job, batch in zip(jobs, batches, strict=True)]
+    pieces: list[Tensor] = []
+    for other in _everyone(jobs):
+        for job, result in zip(jobs, results, strict=True):
+            if result is not None:
+                pieces += [run.of(result[0], job.groups).reshape(-1) for run in job.route.scatter[other]]
+                pieces += [] if result[1] is None else [result[1].reshape(-1)]
+    beside = sum(job.beside * job.route.counts[job.route.rank] for job in jobs)
+    sent = [beside + sum(run.numbers for route in routes for run in route.scatter[other]) for other in _everyone(jobs)]
+    received = [
+        sum(job.beside * job.route.counts[owner] + sum(part.numbers for part in job.route.take[owner]) for job in jobs)
+        for owner in _everyone(jobs)
+    ]
+    return _message(jobs, pieces, jobs[0].dtype, sent, received)
 
 
 def _take(message: _Message) -> None:
-    job, arrived = message.job, message.wait().to(message.job.route.chunk.dtype)
-    route = job.route
-    results: list[Tensor] = []
-    beside: list[Tensor] = []
-    parts = iter(route.take)
-    by_owner = arrived.split(
-        [number + job.beside * (own.stop - own.start) for number, own in zip(route.taken, route.ranges, strict=True)]
-    )
-    for number, own, received in zip(route.taken, route.ranges, by_owner, strict=True):
-        first = 0
-        while first < number:
-            part = next(parts)
-            size = torch.Size(part.shape).numel()
-            results.append(received[first : first + size].view(part.shape))
-            first += size
-        if job.beside:
-            beside.append(received[number:].view(own.stop - own.start, job.beside))
-    job.take(results, torch.cat(beside) if beside else None)
+    """Hand out what came back."""
+    jobs, arrived = message.jobs, message.wait().to(message.jobs[0].route.chunk.dtype)
+    results: list[list[Tensor]] = [[] for _ in jobs]
+    beside: list[list[Tensor]] = [[] for _ in jobs]
+    # Shape, and where it goes.
+    expected = []
+    for owner in _everyone(jobs):
+        for index, job in enumerate(jobs):
+            expected += [(part.shape, results[index]) for part in job.route.take[owner]]
+            if job.beside:
+                expected.append(((job.route.counts[owner], job.beside), beside[index]))
+    pieces = arrived.split([math.prod(shape) for shape, _ in expected])
+    for (shape, target), piece in zip(expected, pieces, strict=True):
+        target.append(piece.view(shape))
+    for job, whole, numbers in zip(jobs, results, beside, strict=True):
+        job.take(whole, torch.cat(numbers) if numbers else None)
+
+
+def _message(
+    jobs: list[Job], pieces: list[Tensor], dtype: torch.dtype, sent: Sequence[int], received: Sequence[int]
+) -> _Message:
+    out = torch.cat(pieces) if pieces else torch.empty(0, dtype=dtype, device=jobs[0].route.chunk.slots[0].param.device)
+    arriving, work = all_to_all(out, sent, received, jobs[0].route.group)
+    return _Message(jobs, out, arriving, work)
+
+
+def _everyone(jobs: list[Job]) -> range:
+    return range(len(jobs[0].route.ranges))
 
 
 def _part(held: Tensor, where: tuple[slice, ...] | None) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +15,6 @@ from lit_opt.optim.matrix.boxes import (
     boxes_of,
     common,
     in_parameters_dimensions,
-    numbers_of,
     region_of,
     sources_of,
     within,
@@ -39,6 +39,11 @@ class Part:
     held: tuple[slice, ...] | None
     shape: tuple[int, ...]
 
+    @property
+    def numbers(self) -> int:
+        """How many numbers it has."""
+        return math.prod(self.shape)
+
 
 @dataclass(frozen=True)
 class Run:
@@ -61,7 +66,7 @@ class Run:
     @property
     def numbers(self) -> int:
         """How many numbers it has."""
-        return (self.matrices.stop - self.matrices.start) * numbers_of(tuple((0, size) for size in self.shape))
+        return (self.matrices.stop - self.matrices.start) * math.prod(self.shape)
 
     def of(self, batch: Tensor, groups: Groups) -> Tensor:
         """The parts as a view of the owner's batch: (count, *shape)."""
@@ -73,42 +78,32 @@ class Run:
 
 @dataclass(frozen=True)
 class Route:
-    """One chunk's way to its owners and back. Sizes are numbers for each process of the group.
+    """One chunk's way to its owners and back. Everything is in the order of the group's processes.
 
     Args:
         chunk: The matrices.
         group: Process group of the parameters' mesh.
-        ranges: Which matrices each process owns, in the order of the group.
+        ranges: Which matrices each process owns.
         rank: This process's place in the group.
-        give: What it sends, in the order of the owners.
-        sent: Sizes of what it sends.
-        assemble: What it receives, in the order of the senders.
-        received: Sizes of what it receives.
-        scatter: For each process what of the results goes back to it.
-        take: What comes back to it, in the order of the owners.
+        give: What it sends to each owner.
+        assemble: What it receives from each process.
+        scatter: What of its results goes to each process.
+        take: What comes back from each owner.
     """
 
     chunk: Chunk
     group: Any
     ranges: tuple[slice, ...]
     rank: int
-    give: tuple[Part, ...]
-    sent: tuple[int, ...]
-    assemble: tuple[Run, ...]
-    received: tuple[int, ...]
+    give: tuple[tuple[Part, ...], ...]
+    assemble: tuple[tuple[Run, ...], ...]
     scatter: tuple[tuple[Run, ...], ...]
-    take: tuple[Part, ...]
-    taken: tuple[int, ...]
+    take: tuple[tuple[Part, ...], ...]
 
     @property
-    def own(self) -> slice:
-        """The matrices of this process."""
-        return self.ranges[self.rank]
-
-    @property
-    def count(self) -> int:
-        """How many they are."""
-        return self.own.stop - self.own.start
+    def counts(self) -> list[int]:
+        """How many matrices each process owns."""
+        return [own.stop - own.start for own in self.ranges]
 
 
 def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
@@ -181,36 +176,31 @@ def _route(
             if both is not None and (not sending or process in sources[owner]):
                 yield matrix, index, region, boxes[process], both
 
-    def held(owner: int, sending: bool) -> list[Part]:
-        return [
+    def held(owner: int, sending: bool) -> tuple[Part, ...]:
+        return tuple(
             Part(index, None if both == box else within(both, box), _shape(both))
             for _, index, _, box, both in parts(rank, owner, sending)
-        ]
+        )
 
-    def runs(process: int, sending: bool) -> list[Run]:
+    def runs(process: int, sending: bool) -> tuple[Run, ...]:
         first = ranges[rank].start
         found: list[Run] = []
         for matrix, index, region, _, both in parts(process, rank, sending):
             slot, place = chunk.slots[index], slice(matrix - first, matrix - first + 1)
             run = Run(place, slot.columns, slot, within(both, region), _shape(both))
             found[-1:] = _joined(found[-1], run, groups) if found else [run]
-        return found
+        return tuple(found)
 
-    give = [held(owner, True) for owner in range(processes)]
-    assemble = [runs(process, True) for process in range(processes)]
-    take = [held(owner, False) for owner in range(processes)]
+    everyone = range(processes)
     return Route(
         chunk=chunk,
         group=group,
         ranges=tuple(ranges),
         rank=rank,
-        give=tuple(part for sent in give for part in sent),
-        sent=tuple(sum(torch.Size(part.shape).numel() for part in sent) for sent in give),
-        assemble=tuple(run for received in assemble for run in received),
-        received=tuple(sum(run.numbers for run in received) for received in assemble),
-        scatter=tuple(tuple(runs(process, False)) for process in range(processes)),
-        take=tuple(part for taken in take for part in taken),
-        taken=tuple(sum(torch.Size(part.shape).numel() for part in taken) for taken in take),
+        give=tuple(held(owner, True) for owner in everyone),
+        assemble=tuple(runs(process, True) for process in everyone),
+        scatter=tuple(runs(process, False) for process in everyone),
+        take=tuple(held(owner, False) for owner in everyone),
     )
 
 

@@ -131,7 +131,7 @@ def _compute(optimizer: Any, route: Route, batch: Tensor) -> tuple[Tensor, Tenso
         return update, None
     # The batch is scratch by now.
     update = batch.copy_(update) if update.dtype != batch.dtype else update
-    rows = torch.cat([optimizer._row_moments(slot).to(chunk.dtype) for slot in chunk.slots])[route.own]
+    rows = torch.cat([optimizer._row_moments(slot).to(chunk.dtype) for slot in chunk.slots])[route.ranges[route.rank]]
     normalise(update, rows, chunk.options)
     return update, rows
 
@@ -143,10 +143,12 @@ def _take(
     chunk = route.chunk
     if moments is not None:
         own = [optimizer._row_moments(slot) for slot in chunk.slots]
-        parts = [moments[slot.place].view_as(rows) for slot, rows in zip(chunk.slots, own, strict=True)]
-        torch._foreach_copy_(own, parts)
+        torch._foreach_copy_(
+            own, [moments[slot.place].view_as(rows) for slot, rows in zip(chunk.slots, own, strict=True)]
+        )
     alike: dict[tuple[int, tuple[int, int]], tuple[list[Tensor], list[Tensor]]] = {}
-    for part, result in zip(route.take, results, strict=True):
+    parts = [part for owner in route.take for part in owner]
+    for part, result in zip(parts, results, strict=True):
         slot = chunk.slots[part.slot]
         if _is_known(slot.param):
             target = local(slot.param)
