@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 from torch.nn import Parameter
@@ -62,22 +63,26 @@ class Weights(nn.Module):
 
 def cut(module: Weights, how: str) -> Weights:
     """Shard it: "fsdp", "hsdp", "tp", "fsdp+tp" or "twice" (one dimension cut by both of the mesh, the slower way)."""
-    world = torch.distributed.get_world_size()
     if how == "fsdp":
-        fully_shard(module, mesh=init_device_mesh("cpu", (world,)), ignored_params={module.plain})
+        fully_shard(module, mesh=_mesh(1), ignored_params={module.plain})
     elif how == "hsdp":
-        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("replicate", "shard"))
-        fully_shard(module, mesh=mesh, ignored_params={module.plain})
+        fully_shard(module, mesh=_mesh(2), ignored_params={module.plain})
     elif how == "tp":
-        _distribute(module, init_device_mesh("cpu", (world,)), [[Shard(0)], [Shard(1)], [Replicate()]])
+        _distribute(module, _mesh(1), [[Shard(0)], [Shard(1)], [Replicate()]])
     elif how == "fsdp+tp":
-        mesh = init_device_mesh("cpu", (2, world // 2), mesh_dim_names=("dp", "tp"))
-        _distribute(module, mesh["tp"], [[Shard(0)], [Shard(1)], [Replicate()]])
-        fully_shard(module, mesh=mesh["dp"], ignored_params={module.plain})
+        _distribute(module, _mesh(2)["second"], [[Shard(0)], [Shard(1)], [Replicate()]])
+        fully_shard(module, mesh=_mesh(2)["first"], ignored_params={module.plain})
     elif how == "twice":
-        mesh = init_device_mesh("cpu", (2, world // 2))
-        _distribute(module, mesh, [[Shard(0), Shard(0)], [Shard(1), Shard(0)], [Replicate(), Shard(1)]])
+        _distribute(module, _mesh(2), [[Shard(0), Shard(0)], [Shard(1), Shard(0)], [Replicate(), Shard(1)]])
     return module
+
+
+@cache
+def _mesh(dimensions: int) -> DeviceMesh:
+    """All processes in a row, or in two."""
+    world = torch.distributed.get_world_size()
+    shape = (world,) if dimensions == 1 else (2, world // 2)
+    return init_device_mesh("cpu", shape, mesh_dim_names=("first", "second")[:dimensions])
 
 
 def _distribute(module: Weights, mesh: Any, placements: list[Any]) -> None:

@@ -19,11 +19,16 @@ from torch.distributed.checkpoint.state_dict import (
 from lit_opt.errors import RecipeError
 from tests.optim.matrix.sharded_models import METHODS, STEPS, Weights, cut, noise, optimizer_of, shards_of, train, whole
 
-# Processes -> (how the weights are cut, dtype).
-CASES = {
-    2: [("fsdp", torch.float64), ("fsdp", torch.float32), ("tp", torch.float64)],
-    4: [("fsdp", torch.float64), ("hsdp", torch.float64), ("fsdp+tp", torch.float64), ("twice", torch.float64)],
-}
+# (processes, how the weights are cut, dtype, methods).
+CASES = [
+    (2, "fsdp", torch.float64, tuple(METHODS)),
+    (2, "fsdp", torch.float32, tuple(METHODS)),
+    (2, "tp", torch.float64, tuple(METHODS)),
+    (4, "fsdp", torch.float64, tuple(METHODS)),
+    (4, "hsdp", torch.float64, tuple(METHODS)),
+    (4, "fsdp+tp", torch.float64, ("normuon", "mars_m", "teon")),
+    (4, "twice", torch.float64, ("normuon", "mars_m", "teon")),
+]
 SAVED_AT = 25
 # Two processes save, these load.
 LOADING = (1, 4)
@@ -87,13 +92,13 @@ def work(rank: int, world: int, folder: Path) -> None:
     logging.disable(logging.WARNING)  # torch on DTensors that are gathered in two steps
     dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
     results: dict[str, Any] = {}
-    for method in METHODS:
-        for how, dtype in CASES[world]:
-            saves = world == 2 and (how, dtype) == ("fsdp", torch.float64)
+    for processes, how, dtype, methods in CASES:
+        for method in methods if processes == world else ():
+            saves = (processes, how, dtype) == (2, "fsdp", torch.float64)
             path = folder / f"checkpoint.{method}" if saves else None
             results[f"{method}/{how}/{dtype}"] = straight(method, how, dtype, path)
-        if world in LOADING:
-            results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
+    for method in METHODS if world in LOADING else ():
+        results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
     results["disagreement"] = disagreement()
     torch.save(results, folder / f"{world}.{rank}.pt")
     dist.destroy_process_group()
