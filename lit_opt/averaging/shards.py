@@ -28,6 +28,16 @@ def is_sharded(tensor: object) -> bool:
     return isinstance(tensor, DTensor)
 
 
+def is_flat_shard(parameter: object) -> bool:
+    """Whether FSDP1 or ZeRO 3 made it a part of a flat tensor, in which rows and columns are lost.
+
+    Example:
+        >>> is_flat_shard(torch.ones(2))
+        False
+    """
+    return any(getattr(parameter, mark, None) is not None for mark in ("_fsdp_flattened", "_is_flat_param", "ds_shape"))
+
+
 def reshard(module: nn.Module) -> None:
     """Put FSDP2 modules back to shards.
 

@@ -33,10 +33,22 @@ def meshes_of(groups: Sequence[Mapping[str, Any]]) -> dict[Any, list[Tensor]]:
     """
     meshes: dict[Any, list[Tensor]] = {}
     for group in groups:
-        for param in () if group["algorithm"] == "adamw" else group["params"]:
+        for param in () if group.get("algorithm") == "adamw" else group["params"]:
             if param.ndim > 1 and param.numel() and is_sharded(param):
                 meshes.setdefault(param.device_mesh, []).append(param)
     return meshes
+
+
+def dividing_processes(optimizer: Any) -> int:
+    """How many processes divide the orthogonalisation: those of `share_work`, or of the largest mesh.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> dividing_processes(Muon([torch.ones(2, 2)]))
+        1
+    """
+    meshes = [mesh.size() for mesh in meshes_of(optimizer.param_groups)]
+    return max([getattr(optimizer, "_processes", 1), *meshes])
 
 
 def agree(meshes: Mapping[Any, Sequence[Tensor]], chunks: Sequence[Chunk], groups: Sequence[Mapping[str, Any]]) -> None:

@@ -26,8 +26,8 @@ CASES = [
     (2, "tp", torch.float64, tuple(METHODS)),
     (4, "fsdp", torch.float64, tuple(METHODS)),
     (4, "hsdp", torch.float64, tuple(METHODS)),
-    (4, "fsdp+tp", torch.float64, ("normuon", "mars_m", "teon")),
-    (4, "twice", torch.float64, ("normuon", "mars_m", "teon")),
+    (4, "fsdp+tp", torch.float64, ("normuon", "teon")),
+    (4, "twice", torch.float64, ("normuon", "teon")),
 ]
 SAVED_AT = 25
 # Two processes save, these load.
