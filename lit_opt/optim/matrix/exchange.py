@@ -35,6 +35,27 @@ class Job:
             or None) -> None.
         dtype: Of the results, the same in all processes.
         beside: Numbers that go to every process for each matrix.
+
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+        >>> from lit_opt.optim.matrix.plan import make_plan
+        >>> from lit_opt.optim.matrix.routes import make_routes
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> weight = distribute_tensor(torch.ones(1, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
+        >>> groups = [{"params": [weight], "ns_steps": 5}]
+        >>> [route] = make_routes(make_plan(groups, [[weight]], ["ns_steps"]), groups)
+        >>> job = Job(
+        ...     route,
+        ...     groups,
+        ...     give=lambda: [weight.to_local()],
+        ...     compute=lambda matrices: (-matrices, None),
+        ...     take=lambda results, beside: print(results[0]),
+        ...     dtype=torch.float32,
+        ... )
+        >>> exchange([job])
+        tensor([[-1., -1.]])
+        >>> dist.destroy_process_group()
     """
 
     route: Route

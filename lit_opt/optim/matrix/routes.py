@@ -33,6 +33,10 @@ class Part:
         slot: Index of the slot in the chunk.
         held: Where it is in what the process holds of the parameter; None for all of it.
         shape: In the parameter's dimensions.
+
+    Example:
+        >>> Part(slot=0, held=None, shape=(2, 3)).numbers
+        6
     """
 
     slot: int
@@ -55,6 +59,14 @@ class Run:
         slot: One of their slots, for its layout.
         inside: Where the parts are in the matrices, in the parameter's dimensions.
         shape: Of one part, in the parameter's dimensions.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> weight = torch.ones(4, 3, requires_grad=True)
+        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> run = Run(slice(0, 2), None, chunk.slots[0], (slice(0, 1), slice(0, 3)), (1, 3))
+        >>> run.of(torch.ones(2, 4, 3), [{}]).shape
+        torch.Size([2, 1, 3])
     """
 
     matrices: slice
@@ -89,6 +101,13 @@ class Route:
         assemble: What it receives from each process.
         scatter: What of its results goes to each process.
         take: What comes back from each owner.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> weight = torch.ones(4, 3, requires_grad=True)
+        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> Route(chunk, None, (slice(0, 1), slice(1, 1)), 0, (), (), (), ()).counts
+        [1, 0]
     """
 
     chunk: Chunk
