@@ -69,16 +69,17 @@ class Job:
 
 @dataclass
 class _Message:
-    """An all-to-all under way for some jobs. Both buffers have to live until it has ended."""
+    """An all-to-all under way for some jobs. Both buffers have to live until it has ended, and no longer."""
 
     jobs: list[Job]
-    out: Tensor
-    arriving: Tensor
+    buffers: list[Tensor]
     work: Any
 
     def wait(self) -> Tensor:
         self.work.wait()
-        return self.arriving
+        arrived = self.buffers[1]
+        self.buffers.clear()
+        return arrived
 
 
 def exchange(jobs: Sequence[Job]) -> None:
@@ -94,8 +95,8 @@ def exchange(jobs: Sequence[Job]) -> None:
     """
     ahead: _Message | None = None
     behind: _Message | None = None
-    for some in [*_rounds(jobs), None]:
-        parts = None if some is None else _send_parts(some)
+    for some in [*rounds([_size(job) for job in jobs]), None]:
+        parts = None if some is None else _send_parts([jobs[index] for index in some])
         if ahead is not None:
             results = _send_results(ahead)
             if behind is not None:
@@ -140,19 +141,34 @@ def all_to_all(out: Tensor, sent: Sequence[int], received: Sequence[int], group:
     return arriving, work
 
 
-def _rounds(jobs: Sequence[Job]) -> list[list[Job]]:
-    """Jobs that travel together: of one group and dtype, as many as fill a message."""
-    rounds: list[list[Job]] = []
-    for _, alike in groupby(jobs, key=lambda job: (id(job.route.group), job.route.chunk.dtype, job.dtype)):
+def rounds(sizes: Sequence[tuple[Any, int]]) -> list[list[int]]:
+    """Which chunks travel together: neighbours of one kind, as many as fill a message.
+
+    Args:
+        sizes: For each chunk what it has in common with those of its kind, and its bytes in one process.
+
+    Returns:
+        Indices, in order.
+
+    Example:
+        >>> rounds([("a", 3_000_000), ("a", 1_000_000), ("a", 1_000_000), ("b", 1)])
+        [[0, 1], [2], [3]]
+    """
+    found: list[list[int]] = []
+    for _, alike in groupby(range(len(sizes)), key=lambda index: sizes[index][0]):
         filled = _ROUND_BYTES + 1
-        for job in alike:
-            size = math.prod(job.route.chunk.shape) * job.route.chunk.dtype.itemsize // len(job.route.ranges)
-            if filled + size > _ROUND_BYTES:
-                rounds.append([])
+        for index in alike:
+            if filled + sizes[index][1] > _ROUND_BYTES:
+                found.append([])
                 filled = 0
-            rounds[-1].append(job)
-            filled += size
-    return rounds
+            found[-1].append(index)
+            filled += sizes[index][1]
+    return found
+
+
+def _size(job: Job) -> tuple[Any, int]:
+    chunk, group = job.route.chunk, job.route.group
+    return (id(group), chunk.dtype, job.dtype), chunk.bytes // len(job.route.ranges)
 
 
 def _send_parts(jobs: list[Job]) -> _Message:
@@ -160,7 +176,7 @@ def _send_parts(jobs: list[Job]) -> _Message:
     routes, dtype = [job.route for job in jobs], jobs[0].route.chunk.dtype
     held = [job.give() for job in jobs]
     parts = [
-        _part(tensors[part.slot], part.held).reshape(-1).to(dtype)
+        _part(tensors[part.slot], part.held)
         for owner in _everyone(jobs)
         for route, tensors in zip(routes, held, strict=True)
         for part in route.give[owner]
@@ -172,9 +188,30 @@ def _send_parts(jobs: list[Job]) -> _Message:
 
 def _send_results(message: _Message) -> _Message:
     """Compute, and give each process what belongs to it, job by job."""
-    jobs, arrived = message.jobs, message.wait()
+    jobs = message.jobs
     routes = [job.route for job in jobs]
-    batches = [arrived.new_empty(route.counts[route.rank], *route.chunk.shape[1:]) for route in routes]
+    batches = _assembled(jobs, message.wait())[::-1]
+    # Popped, so that none outlives its results.
+    results = [job.compute(batch) if (batch := batches.pop()).size(0) else None for job in jobs]
+    del batch
+    pieces: list[Tensor] = []
+    for other in _everyone(jobs):
+        for job, result in zip(jobs, results, strict=True):
+            if result is not None:
+                pieces += [run.of(result[0], job.groups) for run in job.route.scatter[other]]
+                pieces += [] if result[1] is None else [result[1]]
+    beside = sum(job.beside * job.route.count for job in jobs)
+    sent = [beside + sum(run.numbers for route in routes for run in route.scatter[other]) for other in _everyone(jobs)]
+    received = [
+        sum(job.beside * job.route.counts[owner] + sum(part.numbers for part in job.route.take[owner]) for job in jobs)
+        for owner in _everyone(jobs)
+    ]
+    return _message(jobs, pieces, jobs[0].dtype, sent, received)
+
+
+def _assembled(jobs: list[Job], arrived: Tensor) -> list[Tensor]:
+    """Each job's whole matrices."""
+    batches = [arrived.new_empty(job.route.count, *job.route.chunk.shape[1:]) for job in jobs]
     runs = [
         (run, batch, job.groups)
         for other in _everyone(jobs)
@@ -183,20 +220,7 @@ def _send_results(message: _Message) -> _Message:
     ]
     for (run, batch, groups), piece in zip(runs, arrived.split([run.numbers for run, _, _ in runs]), strict=True):
         run.of(batch, groups).copy_(piece.view(-1, *run.shape))
-    results = [job.compute(batch) if batch.size(0) else None for job, batch in zip(jobs, batches, strict=True)]
-    pieces: list[Tensor] = []
-    for other in _everyone(jobs):
-        for job, result in zip(jobs, results, strict=True):
-            if result is not None:
-                pieces += [run.of(result[0], job.groups).reshape(-1) for run in job.route.scatter[other]]
-                pieces += [] if result[1] is None else [result[1].reshape(-1)]
-    beside = sum(job.beside * job.route.counts[job.route.rank] for job in jobs)
-    sent = [beside + sum(run.numbers for route in routes for run in route.scatter[other]) for other in _everyone(jobs)]
-    received = [
-        sum(job.beside * job.route.counts[owner] + sum(part.numbers for part in job.route.take[owner]) for job in jobs)
-        for owner in _everyone(jobs)
-    ]
-    return _message(jobs, pieces, jobs[0].dtype, sent, received)
+    return batches
 
 
 def _take(message: _Message) -> None:
@@ -221,9 +245,11 @@ def _take(message: _Message) -> None:
 def _message(
     jobs: list[Job], pieces: list[Tensor], dtype: torch.dtype, sent: Sequence[int], received: Sequence[int]
 ) -> _Message:
-    out = torch.cat(pieces) if pieces else torch.empty(0, dtype=dtype, device=jobs[0].route.chunk.slots[0].param.device)
+    out = torch.empty(sum(sent), dtype=dtype, device=jobs[0].route.chunk.slots[0].param.device)
+    for piece, place in zip(pieces, out.split([piece.numel() for piece in pieces]), strict=True):
+        place.view(piece.shape).copy_(piece)
     arriving, work = all_to_all(out, sent, received, jobs[0].route.group)
-    return _Message(jobs, out, arriving, work)
+    return _Message(jobs, [out, arriving], work)
 
 
 def _everyone(jobs: list[Job]) -> range:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -71,6 +72,11 @@ class Chunk:
     plain: bool
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
     mesh: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the matrices that go in."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:

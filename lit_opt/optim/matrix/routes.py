@@ -124,6 +124,11 @@ class Route:
         """How many matrices each process owns."""
         return [own.stop - own.start for own in self.ranges]
 
+    @property
+    def count(self) -> int:
+        """How many this process owns."""
+        return self.counts[self.rank]
+
 
 def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
     """Routes of chunks of DTensors; every process of their meshes has to call it with the same ones.
