@@ -32,7 +32,6 @@ An embedding, four blocks of two linear layers and a head, width {width}, {numbe
 {hidden} cannot be halved. "state" are the bytes of the optimizer's state tensors after a step. "scratch" is the largest
 growth of torch's CPU memory inside the second step, by the profiler's record of allocations; "peak" is that and the
 weights, gradients and states that are held. "estimate" is what `lit-opt plan --trainer.accelerator=cpu` says. Under FSDP2 the figures are those of the process that holds most.
-The peaks of matrix methods under FSDP2 are estimated too high by 23 to 38 %: their batches became smaller since.
 What cannot be measured here: CUDA, where steps over lists take other scratch than loops, ZeRO and FSDP1.
 """
 

@@ -85,7 +85,7 @@ def boxes_of(param: Any) -> list[Box] | None:
     cuts = cuts_of(mesh.shape, param.placements)
     if cuts is None:
         return None
-    boxes = [_box(param.shape, mesh.shape, place, cuts) for place in _coordinates(mesh.shape)]
+    boxes = boxes_by(param.shape, mesh.shape, cuts)
     own = boxes[_own_index(mesh)]
     if tuple(stop - start for start, stop in own) != tuple(param.to_local().shape):
         raise RuntimeError(
@@ -95,23 +95,35 @@ def boxes_of(param: Any) -> list[Box] | None:
     return boxes
 
 
-def sources_of(param: Any, owner: int) -> set[int]:
-    """Which processes of the mesh send their parts to an owner: of replicas, the owner's own.
+def boxes_by(shape: Sequence[int], mesh_shape: Sequence[int], cuts: Sequence[tuple[int, int]]) -> list[Box]:
+    """`boxes_of` from shapes alone.
 
     Args:
-        param: A DTensor.
-        owner: A process, in the order of `boxes_of`.
+        shape: The whole tensor's.
+        mesh_shape: Processes along each dimension of the mesh.
+        cuts: From `cuts_of`.
 
     Example:
-        >>> import torch, torch.distributed as dist
-        >>> from torch.distributed.tensor import Replicate, distribute_tensor, init_device_mesh
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> sources_of(distribute_tensor(torch.ones(4, 3), init_device_mesh("cpu", (1,)), [Replicate()]), 0)
-        {0}
-        >>> dist.destroy_process_group()
+        >>> boxes_by((5, 2), (2,), [(0, 0)])
+        [((0, 3), (0, 2)), ((3, 5), (0, 2))]
     """
-    places = _coordinates(param.device_mesh.shape)
-    same = [index for index, placement in enumerate(param.placements) if placement.is_replicate()]
+    return [_box(shape, mesh_shape, place, cuts) for place in _coordinates(mesh_shape)]
+
+
+def sources_by(mesh_shape: Sequence[int], cuts: Sequence[tuple[int, int]], owner: int) -> set[int]:
+    """Which processes of a mesh send their parts to an owner: of replicas, the owner's own.
+
+    Args:
+        mesh_shape: Processes along each dimension of the mesh.
+        cuts: From `cuts_of`.
+        owner: A process, in the order of `boxes_by`.
+
+    Example:
+        >>> sources_by((2, 2), [(1, 0)], 3)
+        {2, 3}
+    """
+    places = _coordinates(mesh_shape)
+    same = set(range(len(mesh_shape))) - {mesh_dim for mesh_dim, _ in cuts}
     return {i for i, place in enumerate(places) if all(place[d] == places[owner][d] for d in same)}
 
 
@@ -187,7 +199,7 @@ def within(part: Box, whole: Box) -> tuple[slice, ...]:
     return tuple(slice(a - start, b - start) for (a, b), (start, _) in zip(part, whole, strict=True))
 
 
-def _box(shape: Sequence[int], mesh_shape: Sequence[int], place: Sequence[int], cuts: list[tuple[int, int]]) -> Box:
+def _box(shape: Sequence[int], mesh_shape: Sequence[int], place: Sequence[int], cuts: Sequence[tuple[int, int]]) -> Box:
     box = [(0, size) for size in shape]
     for mesh_dim, dim in cuts:
         start, stop = box[dim]

@@ -78,7 +78,8 @@ class _Message:
     def wait(self) -> Tensor:
         self.work.wait()
         arrived = self.buffers[1]
-        self.buffers.clear()
+        # The work would keep them as well.
+        self.buffers, self.work = [], None
         return arrived
 
 

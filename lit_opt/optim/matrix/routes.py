@@ -14,9 +14,10 @@ from lit_opt.optim.matrix.boxes import (
     Box,
     boxes_of,
     common,
+    cuts_of,
     in_parameters_dimensions,
     region_of,
-    sources_of,
+    sources_by,
     within,
 )
 from lit_opt.optim.matrix.plan import Chunk, Slot
@@ -153,6 +154,32 @@ def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
     return [_route(chunk, groups, ranges[id(chunk)], known) for chunk in chunks]
 
 
+def items_of(chunk: Chunk, groups: Groups, own: slice) -> list[tuple[int, int, Box]]:
+    """What an owner's matrices are made of: place in the chunk, index of the slot, region of the parameter.
+
+    Args:
+        chunk: The matrices.
+        groups: The optimizer's groups.
+        own: The owner's range.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> weight = torch.ones(6, 4, requires_grad=True)
+        >>> optimizer = Muon([weight], num_heads=2)
+        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> items_of(chunk, optimizer.param_groups, slice(1, 2))
+        [(1, 0, ((3, 6), (0, 4)))]
+    """
+    found = []
+    for index, slot in enumerate(chunk.slots):
+        skipped = slot.place.start - (0 if slot.part is None else slot.part.start)
+        for matrix in range(max(slot.place.start, own.start), min(slot.place.stop, own.stop)):
+            region = region_of(slot.param.shape, groups[slot.group], slot.block, matrix - skipped)
+            found.append((0 if slot.columns is None else slot.columns.start, matrix, index, region))
+    # By columns first, so that the runs of a stack are long.
+    return [(matrix, index, region) for _, matrix, index, region in sorted(found, key=lambda item: item[:2])]
+
+
 def group_of(mesh: Any) -> Any:
     """The process group of all processes of a mesh, made where there is none; all of them have to call it.
 
@@ -190,11 +217,11 @@ def _route(
     order = [places.index(rank) for rank in torch.distributed.get_process_group_ranks(group)]
     processes, rank = len(order), torch.distributed.get_rank(group)
     layouts = [_holders(slot.param, order, known) for slot in chunk.slots]
-    items = [sorted(_items(chunk, groups, own), key=lambda item: item[:2]) for own in ranges]
+    items = [items_of(chunk, groups, own) for own in ranges]
 
     def parts(process: int, owner: int, sending: bool) -> Iterator[tuple[int, int, Box, Box, Box]]:
         """Place of the columns, matrix, slot's index, region, what the process holds, and what of the region."""
-        for _, matrix, index, region in items[owner]:
+        for matrix, index, region in items[owner]:
             boxes, sources = layouts[index]
             both = common(region, boxes[process])
             if both is not None and (not sending or process in sources[owner]):
@@ -240,19 +267,10 @@ def _holders(param: Any, order: list[int], known: dict[Any, Any]) -> tuple[list[
             whole = tuple((0, size) for size in param.shape)
             known[key] = [whole] * len(order), [{i} for i in range(len(order))]
         else:
-            sources = [sources_of(param, place) for place in order]
+            cuts = cuts_of(param.device_mesh.shape, param.placements) or ()
+            sources = [sources_by(param.device_mesh.shape, cuts, place) for place in order]
             known[key] = [boxes[place] for place in order], [{order.index(i) for i in s} for s in sources]
     return known[key]
-
-
-def _items(chunk: Chunk, groups: Groups, own: slice) -> Iterator[tuple[int, int, int, Box]]:
-    """The parameters' regions that an owner's matrices are made of: columns first, so that runs are long."""
-    for index, slot in enumerate(chunk.slots):
-        start = 0 if slot.columns is None else slot.columns.start
-        skipped = 0 if slot.part is None else slot.part.start
-        for matrix in range(max(slot.place.start, own.start), min(slot.place.stop, own.stop)):
-            place = matrix - slot.place.start + skipped
-            yield start, matrix, index, region_of(slot.param.shape, groups[slot.group], slot.block, place)
 
 
 def _joined(last: Run, run: Run, groups: Groups) -> list[Run]:
