@@ -9,6 +9,7 @@ matrices are not meant for. All state is in self.state, and `p.grad` is never wr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -119,8 +120,8 @@ class MatrixOptimizer(Optimizer):
         self._forget_plan()
 
     def _forget_plan(self) -> None:
-        self._plan: list[Chunk] | None = None
-        self._plan_key: tuple[Any, ...] = ()
+        self._plan: tuple[list[Chunk], list[list[Tensor]]] | None = None
+        self._plan_key: Any = None
 
     def share_work(self, group: Any = None) -> None:
         """Let each process of a data-parallel run orthogonalise its share of the matrices.
@@ -169,16 +170,14 @@ class MatrixOptimizer(Optimizer):
             What the closure returned, or None.
         """
         loss = self._evaluate(closure)
-        active: list[list[Tensor]] = []
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None and p.numel()]
-            matrices = [] if group["algorithm"] == "adamw" else [p for p in params if p.ndim > 1]
-            active.append(matrices)
-            if len(matrices) < len(params):
-                self._adamw(group, [p for p in params if p.ndim < 2] if matrices else params)
+        active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        chunks, rest = self._planned(active)
+        for group, params in zip(self.param_groups, rest, strict=True):
+            if params:
+                self._adamw(group, params)
         mixes: Mixes = {}
         updates: dict[Tensor, Tensor] = {}
-        for index, chunk in enumerate(self._chunks(active)):
+        for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
             if self._processes > 1:
                 update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
@@ -207,7 +206,7 @@ class MatrixOptimizer(Optimizer):
         )
 
     def _open(self, index: int, params: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor], float]:
-        """Stages 1 and 2, and the decay, for some matrices of a group: estimates, buffers and their share."""
+        """Stages 1 and 2 for some matrices of a group: estimates, buffers and their share."""
         group = self.param_groups[index]
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
@@ -215,20 +214,21 @@ class MatrixOptimizer(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(param)
         estimates = self.stages.estimate(group, params, states)
         share = self.stages.momentum(group, estimates, states)
-        decay_(params, group["lr"] * group["weight_decay"])
         return None if share == 1.0 else estimates, [state["momentum_buffer"] for state in states], share
 
-    def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
-        """The plan, made anew only where the parameters with gradients or the options changed."""
+    def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
+        """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
         agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
-        layout = ("layout", "split_sizes", "num_heads", "stack")
+        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
         key = (
-            tuple(id(param) for params in active for param in params),
-            tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
+            [[id(param) for param in params] for params in active],
+            [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            self._plan, self._plan_key = make_plan(self.param_groups, active, agreed), key
-            self._shares = shares(self._plan, self._processes)
+            matrices, rest = _divided(self.param_groups, active)
+            chunks = make_plan(self.param_groups, matrices, agreed)
+            self._plan, self._plan_key = (chunks, rest), key
+            self._shares = shares(chunks, self._processes)
         return self._plan
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
@@ -270,12 +270,15 @@ class MatrixOptimizer(Optimizer):
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
     def _apply(self, chunk: Chunk, update: Tensor, updates: dict[Tensor, Tensor]) -> None:
-        """Normalise, scale and apply."""
+        """Normalise, scale, decay and apply."""
         if self.stages.normalise is not None:
             moments = [self._row_moments(slot) for slot in chunk.slots]
             rows = torch.cat([moment.to(chunk.dtype) for moment in moments])
             self.stages.normalise(update, rows, chunk.options)
             torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
+        for index, params in chunk.opens:
+            # As late as this, since a CPU has the weights in its cache then for the update.
+            decay_(params, self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"])
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
@@ -307,6 +310,18 @@ class MatrixOptimizer(Optimizer):
             total = sum(view.size(0) * view.size(1) for view in blocks(slot.param, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
+
+
+def _divided(
+    groups: Sequence[Group], active: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Each group's matrices, and each group's parameters for AdamW; empty ones are in neither."""
+    matrices, rest = [], []
+    for group, params in zip(groups, active, strict=True):
+        least = math.inf if group["algorithm"] == "adamw" else 2
+        matrices.append([param for param in params if param.numel() and param.ndim >= least])
+        rest.append([param for param in params if param.numel() and param.ndim < least])
+    return matrices, rest
 
 
 def _whole(tensor: Any) -> Tensor:
