@@ -67,6 +67,11 @@ class OptimizerRow:
         choices: Keyword -> the words that it takes.
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
+        units: For a matrix method without a `scale`: "AdamW" where it takes AdamW's rates, so that what it leaves to
+            AdamW has its own; "" where AdamW's are apart.
+        role_options: Role of what is no hidden matrix ("head", "embedding") -> options of the groups in which a matrix
+            method takes it all the same; every other role goes to AdamW.
+        limits: Keyword -> (lowest, first number that is too high) where they differ from the word's usual ones.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
@@ -103,6 +108,9 @@ class OptimizerRow:
     clips_itself: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
+    units: str = ""
+    role_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     group_options: tuple[str, ...] = ()
     needs_module: bool = False
     exchanges: bool = False

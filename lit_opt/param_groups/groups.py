@@ -132,7 +132,7 @@ def group_parameters(
             rules.get(info.name),
             labels,
             parts.of.get(info.name),
-            routed,
+            row if routed else None,
         )
         for info in trainable
     ]

@@ -14,6 +14,7 @@ from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 from lit_opt.recipes.schema import GroupRule
 
 if TYPE_CHECKING:
+    from lit_opt.optim.schema import OptimizerRow
     from lit_opt.resolve.resolved import ResolvedRecipe
 
 
@@ -108,7 +109,7 @@ def place(
     matched: tuple[int, GroupRule] | None,
     labels: list[str],
     part: str | None,
-    routed: bool = False,
+    routed: OptimizerRow | None = None,
 ) -> Placed:
     """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins.
 
@@ -121,12 +122,15 @@ def place(
         matched: Index and rule of the user's that matches it.
         labels: A text for each rule.
         part: Its part of the model.
-        routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW.
+        routed: Row of `algorithm` where it is a matrix method, which leaves what is no hidden matrix to AdamW but for the
+            roles that it has options for.
     """
     decayed = info.role not in resolved.no_decay
     reason = info.why
     rule = matched[1] if matched is not None else GroupRule(match="*")
-    if routed and (rule.algorithm or ("adamw" if info.matrix.left else algorithm)) == "adamw":
+    role = info.matrix.role if routed and info.matrix.role in routed.role_options else ""
+    left = info.matrix.left if not role else ""
+    if routed and (rule.algorithm or ("adamw" if left else algorithm)) == "adamw":
         method, algorithm, base = algorithm, "adamw", resolved.fallback
     else:
         method, base = algorithm, {"lr": resolved.lr, "weight_decay": resolved.weight_decay}
@@ -136,7 +140,7 @@ def place(
     weight_decay = base["weight_decay"] if decayed else 0.0
     lr = base["lr"]
     parts = []
-    notes = [_routing_note(info, algorithm, method, rule)] if routed else []
+    notes = [_routing_note(info, algorithm, method, rule, role)] if routed else []
     if part is not None:
         lr *= resolved.parts[part]
         parts.append(part)
@@ -168,6 +172,9 @@ def place(
     options = _matrix_options(info, rule) if routed and algorithm == method else ()
     if routed:
         parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
+        if role and algorithm == method:
+            parts.append(role)
+            options += tuple(routed.role_options[role].items())
     reason += ": decayed" if decayed else ": not decayed"
     row = ParamRow(
         name=info.name,
@@ -203,9 +210,11 @@ def misplaced(trainable: Iterable[ParamInfo], rules: Mapping[str, tuple[int, Gro
     ]
 
 
-def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule) -> str:
+def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule, role: str) -> str:
     if rule.algorithm is not None:
         return f"{algorithm}, as you say"
+    if role and algorithm == method:
+        return f"{method}: in the norm for {role}s"
     if algorithm != method:
         return f"adamw: {info.matrix.left}"
     count, rows, cols = matrix_shape(info.shape, info.matrix.layout, info.matrix.count)

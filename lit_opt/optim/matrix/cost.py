@@ -91,6 +91,8 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
 
 def _compute_width(chunk: Chunk, cuda: bool) -> int:
     """Bytes of a number in the iteration."""
+    if "ns_dtype" not in chunk.options:
+        return chunk.dtype.itemsize
     if cuda and chunk.options["ns_dtype"] == "auto" and chunk.dtype == torch.float32:
         return 2 if chunk.options["orthogonalize"] != "svd" else 4
     options, side = chunk.options, min(chunk.shape[1:])
@@ -109,5 +111,4 @@ def _chunks(optimizer: Optimizer) -> list[Chunk]:
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
         for group in groups
     ]
-    own = optimizer.stages.options  # type: ignore[attr-defined]
-    return make_plan(groups, matrices, ("orthogonalize", "ns_steps", "ns_dtype", *own))
+    return make_plan(groups, matrices, optimizer.stages.shared)  # type: ignore[attr-defined]

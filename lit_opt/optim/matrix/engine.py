@@ -9,9 +9,7 @@ matrices are not meant for. All state is in self.state, and `p.grad` is never wr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -29,63 +27,10 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharing import shared, shares
+from lit_opt.optim.matrix.stages import Group, Stages
 
-Group = Mapping[str, Any]
-States = Sequence[dict[str, Any]]
 # Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
 Mixes = dict[Tensor, tuple[Tensor | None, Tensor, float]]
-
-
-def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list[Tensor]:
-    """Stage 1 of Muon: the gradient as it is.
-
-    Example:
-        >>> import torch
-        >>> weight = torch.ones(2, 2, requires_grad=True)
-        >>> weight.sum().backward()
-        >>> own_gradient({}, [weight], [{}])[0] is weight.grad
-        True
-    """
-    return [param.grad for param in params]  # type: ignore[misc]
-
-
-def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
-    """Stage 2 of Muon: M <- momentum M + (1 - momentum) C. What is preconditioned is M, or with Nesterov one step ahead.
-
-    Returns:
-        The share w of the buffer in (1 - w) C + w M, which goes into P.
-
-    Example:
-        >>> import torch
-        >>> state = {"momentum_buffer": torch.zeros(2)}
-        >>> averaged({"momentum": 0.5, "nesterov": False}, [torch.ones(2)], [state]), state["momentum_buffer"]
-        (1.0, tensor([0.5000, 0.5000]))
-    """
-    momentum = group["momentum"]
-    torch._foreach_lerp_([state["momentum_buffer"] for state in states], estimates, 1 - momentum)
-    return momentum if group["nesterov"] else 1.0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What one method does where methods differ.
-
-    Args:
-        estimate: (group, params, states) -> the estimated gradients C. It may return the gradients themselves.
-        momentum: (group, estimates, states) -> w; updates the buffers. (1 - w) C + w M goes into P.
-        normalise: (P(G), rows, group) -> None, in place, with P(G) of shape (count, rows, cols) and the second moments
-            `rows` of shape (count, rows, 1), in place as well. None for none.
-        options: The method's group options that all matrices of one call must share.
-
-    Example:
-        >>> Stages().momentum is averaged
-        True
-    """
-
-    estimate: Callable[[Group, Sequence[Tensor], States], list[Tensor]] = own_gradient
-    momentum: Callable[[Group, list[Tensor], States], float] = averaged
-    normalise: Callable[[Tensor, Tensor, Group], None] | None = None
-    options: tuple[str, ...] = ()
 
 
 class MatrixOptimizer(Optimizer):
@@ -174,15 +119,12 @@ class MatrixOptimizer(Optimizer):
         chunks, rest = self._planned(active)
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
-                self._adamw(group, params)
+                self._step_rest(group, params)
         mixes: Mixes = {}
         updates: dict[Tensor, Tensor] = {}
         for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
-            if self._processes > 1:
-                update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
-            else:
-                update = self._precondition(chunk, batch)
+            update = self._conditioned(index, chunk, batch)
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update, updates)
         return loss
@@ -193,7 +135,12 @@ class MatrixOptimizer(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def _adamw(self, group: Group, params: list[Tensor]) -> None:
+    def _takes(self, group: Group) -> bool:
+        """Whether the matrices of a group go through the stages."""
+        return bool(group["algorithm"] != "adamw")
+
+    def _step_rest(self, group: Group, params: list[Tensor]) -> None:
+        """A step of what goes through no stages, by AdamW."""
         own = group["algorithm"] == "adamw"
         decay = group["weight_decay"] if own else group["fallback_weight_decay"]
         adamw_update(
@@ -218,14 +165,21 @@ class MatrixOptimizer(Optimizer):
 
     def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
         """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
-        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
+        agreed = self.stages.shared
         layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
         key = (
             [[id(param) for param in params] for params in active],
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            matrices, rest = _divided(self.param_groups, active)
+            takes = [self._takes(group) for group in self.param_groups]
+            matrices = [
+                [p for p in params if _is_matrix(p) and took] for took, params in zip(takes, active, strict=True)
+            ]
+            rest = [
+                [p for p in params if p.numel() and not (_is_matrix(p) and took)]
+                for took, params in zip(takes, active, strict=True)
+            ]
             chunks = make_plan(self.param_groups, matrices, agreed)
             self._plan, self._plan_key = (chunks, rest), key
             self._shares = shares(chunks, self._processes)
@@ -262,8 +216,14 @@ class MatrixOptimizer(Optimizer):
             mix_(target, estimate, buffer, share)
         return batch
 
+    def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
+        """Stage 3 for chunk number `index`, divided among the processes that share the work."""
+        if self._processes > 1:
+            return shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+        return self._precondition(chunk, batch)
+
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
-        """Stage 3: P(G), orthogonalisation."""
+        """Stage 3: P(G), orthogonalisation. It may use the batch as scratch."""
         options = chunk.options
         preset, side = options["orthogonalize"], min(chunk.shape[1:])
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
@@ -282,11 +242,11 @@ class MatrixOptimizer(Optimizer):
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
-                add_(params, parts[: len(params)], self._factor(index, chunk.shape[1:]))
+                add_(params, parts[: len(params)], self._factor(index, chunk.shape[1:], chunk.kernel))
                 parts = parts[len(params) :]
             return
         for slot in chunk.slots:
-            part, factor = place(update, slot), self._factor(slot.group, slot.shape)
+            part, factor = place(update, slot), self._factor(slot.group, slot.shape, chunk.kernel)
             if slot.sharded and slot.param not in updates:
                 updates[slot.param] = torch.empty(slot.param.shape, dtype=chunk.dtype, device=update.device)
             whole = updates[slot.param] if slot.sharded else slot.param
@@ -298,8 +258,11 @@ class MatrixOptimizer(Optimizer):
             if slot.last:
                 local(slot.param).add_(own_part(updates.pop(slot.param), slot.param))
 
-    def _factor(self, index: int, shape: Sequence[int]) -> Any:
-        """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one."""
+    def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
+        """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one.
+
+        `kernel` of the columns belong to one input: the entries of a convolution's kernel, 1 elsewhere.
+        """
         group = self.param_groups[index]
         return -group["lr"] * scale_factor(group["scale"], *shape)
 
@@ -312,16 +275,8 @@ class MatrixOptimizer(Optimizer):
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
 
 
-def _divided(
-    groups: Sequence[Group], active: Sequence[Sequence[Tensor]]
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Each group's matrices, and each group's parameters for AdamW; empty ones are in neither."""
-    matrices, rest = [], []
-    for group, params in zip(groups, active, strict=True):
-        least = math.inf if group["algorithm"] == "adamw" else 2
-        matrices.append([param for param in params if param.numel() and param.ndim >= least])
-        rest.append([param for param in params if param.numel() and param.ndim < least])
-    return matrices, rest
+def _is_matrix(param: Tensor) -> bool:
+    return param.ndim > 1 and param.numel() > 0
 
 
 def _whole(tensor: Any) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -62,6 +63,7 @@ class Chunk:
         options: orthogonalize, ns_steps, ns_dtype and the method's own options that they share.
         slots: What fills it.
         plain: All slots are.
+        kernel: Columns of each input: the entries of a convolution's kernel, 1 elsewhere.
         opens: (group, parameters) whose first matrices are here, in the order of the slots.
     """
 
@@ -70,13 +72,14 @@ class Chunk:
     options: Mapping[str, Any]
     slots: tuple[Slot, ...]
     plain: bool
+    kernel: int = 1
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
 
     @property
     def flops(self) -> int:
-        """Work of its orthogonalisation."""
+        """Work of its orthogonalisation; ARO's rotations and decomposition cost about as much as two iterations."""
         count, rows, cols = self.shape
-        return count * orthogonalization_flops(rows, cols, self.options["ns_steps"])
+        return count * orthogonalization_flops(rows, cols, self.options.get("ns_steps", 2))
 
 
 @dataclass
@@ -117,15 +120,16 @@ def make_plan(
             for piece in _pieces(members, group, index):
                 dtype = torch.promote_types(members[0].dtype, torch.float32)
                 options = [group[key] for key in shared]
-                buckets[(*_whole_shape(piece), dtype, members[0].device, *options)].append(piece)
+                kernel = math.prod(members[0].shape[2:]) if layout_of(group, members[0]).startswith("conv") else 1
+                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, *options)].append(piece)
     chunks = []
-    for (rows, cols, dtype, device, *options), pieces in buckets.items():
+    for (rows, cols, kernel, dtype, device, *options), pieces in buckets.items():
         fits = _capacity(rows, cols, dtype, device)
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain))
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel))
     return _mark_first(_mark_last(chunks))
 
 
