@@ -26,15 +26,23 @@ _COMPARED = (
 )  # fmt: skip
 
 
-def pack(resolved: ResolvedRecipe, groups: list[dict[str, Any]], *, full: bool) -> dict[str, Any]:
+def pack(
+    resolved: ResolvedRecipe, groups: list[dict[str, Any]], *, full: bool, steps: Mapping[str, int]
+) -> dict[str, Any]:
     """The recipe's part of a checkpoint, loadable with `weights_only=True`.
 
     Args:
         resolved: The recipe of the run.
         groups: Name and parameter names of each group.
+        steps: Counts of `FiniteSteps`.
         full: Also the random states of each process; collective, so call it on every rank.
     """
-    packed: dict[str, Any] = {"format": FORMAT, "recipe": resolved.as_dict(), "groups": groups}
+    packed: dict[str, Any] = {
+        "format": FORMAT,
+        "recipe": resolved.as_dict(),
+        "groups": groups,
+        "steps": dict(steps),
+    }
     if full:
         packed["rng"] = _all_rng_states()
     return packed

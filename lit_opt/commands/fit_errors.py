@@ -154,7 +154,9 @@ def parse_problems(message: str, verb: str, known: Sequence[str]) -> list[str]:
         if key.startswith("recipe."):
             name = key.removeprefix("recipe.")
             problems = (
-                [] if name in ("name", "existing", "on_resume") else find_problems(get_recipe("llm"), {name: value})
+                []
+                if name in ("name", "existing", "on_resume", "on_nonfinite")
+                else find_problems(get_recipe("llm"), {name: value})
             )
             if problems:
                 return [f"recipe.{problem}" for problem in problems]
