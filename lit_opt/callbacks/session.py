@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.callbacks import resume
+from lit_opt.callbacks.checkpoint_file import guard_files
+from lit_opt.callbacks.checkpoint_format import current
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
 from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
@@ -140,6 +142,7 @@ class Session:
             return session.steps.step(lambda: before_step(*args, **kwargs))
 
         self._patches.install(strategy, "optimizer_step", optimizer_step, owner=self.recipe)
+        guard_files(self._patches, strategy, self.recipe)
 
     def configure(self) -> dict[str, Any]:
         """Lightning's dictionary of optimizer and scheduler, once the facts of the run are known."""
@@ -186,6 +189,8 @@ class Session:
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
+        if resume.KEY in self._loaded:
+            self._loaded[resume.KEY] = current(checkpoint[resume.KEY])
         self._replay = Replay(self.trainer, self._restore_rng)
         self.steps.load(self._loaded.get(resume.KEY, {}).get("steps", {}))
         if self.run is not None and self._theirs() is not None:
@@ -198,7 +203,6 @@ class Session:
         """The checkpoint's recipe where its values win."""
         if self._loaded is None or self.recipe.on_resume != "checkpoint" or resume.KEY not in self._loaded:
             return None
-        resume.check_format(self._loaded[resume.KEY])
         recipe: dict[str, Any] = self._loaded[resume.KEY]["recipe"]
         return recipe
 
@@ -210,7 +214,6 @@ class Session:
             resume.check_foreign(self._loaded, self.run.group_names)
             rank_zero_info(f"{self.recipe!r}: the checkpoint was written without a recipe; this one goes on with it.")
             return
-        resume.check_format(saved)
         settings, facts = resume.differences(saved["recipe"], self.run.resolved)
         if settings and self.recipe.on_resume != "config":
             raise RecipeError([resume.refusal(settings)])

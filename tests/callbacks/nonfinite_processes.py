@@ -44,7 +44,9 @@ def fit(kind: str, policy: Any, optimizer: str) -> dict[str, Any]:
     _, how = make(kind)
     module = SpoiledSharded() if kind == "fsdp2" else SpoiledDraws()
     more = {"optimizer_kwargs": {"ns_dtype": "float32"}} if optimizer == "muon" else {}
-    recipe = Recipe("llm", optimizer=optimizer, lr=1e-2, weight_decay=0.1, warmup=2, ema=0.9, on_nonfinite=policy, **more)
+    recipe = Recipe(
+        "llm", optimizer=optimizer, lr=1e-2, weight_decay=0.1, warmup=2, ema=0.9, on_nonfinite=policy, **more
+    )
     t = trainer(recipe, devices=2, max_steps=STEPS, use_distributed_sampler=False, **how)
     message = ""
     try:

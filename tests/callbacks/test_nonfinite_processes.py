@@ -19,7 +19,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Any, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize(("kind", "optimizer"), [("ddp", "adamw"), ("ddp", "sam"), ("fsdp2", "adamw"), ("fsdp2", "muon")])
+@pytest.mark.parametrize(
+    ("kind", "optimizer"), [("ddp", "adamw"), ("ddp", "sam"), ("fsdp2", "adamw"), ("fsdp2", "muon")]
+)
 def test_both_leave_the_step_out(results: list[dict[Any, Any]], kind: str, optimizer: str) -> None:
     first, second = (result[kind, "skip", optimizer] for result in results)
     for one in (first, second):
