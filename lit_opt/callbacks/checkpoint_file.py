@@ -24,6 +24,8 @@ from lit_opt.errors import RecipeError
 # Where Lightning's sharded strategies put everything but the shards, and what torch writes after the last shard.
 _SHARDED = ("meta.pt", ".metadata")
 _ZIP = b"PK\x03\x04"
+# What torch.save wrote before version 1.6: a pickle, in which nothing can be checked but by reading it.
+_BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
 
 
 def damage(path: str | Path) -> str:
@@ -60,9 +62,11 @@ def _damage(path: Path, size: int, changed: int) -> str:
     if size == 0:
         return "it is empty"
     with path.open("rb") as file:
-        if file.read(4) != _ZIP:
-            # Files of torch before 1.6 are no archives; the reader has to find out.
-            return ""
+        first = file.read(len(_BEFORE_ZIP))
+    if first == _BEFORE_ZIP:
+        return ""
+    if not first.startswith(_ZIP):
+        return "it is damaged or no checkpoint (no archive of torch.save)"
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
@@ -70,19 +74,33 @@ def _damage(path: Path, size: int, changed: int) -> str:
         return "it is cut short" if "not a zip file" in str(error) else f"it is damaged ({error})"
     except Exception as error:  # a damaged archive makes the reader fail in any way
         return f"it is damaged ({type(error).__name__}: {error})"
-    return f"it is damaged (checksum of {broken})" if broken else ""
+    if broken:
+        return f"it is damaged (checksum of {broken})"
+    try:  # its reader of archives is stricter; with mmap it does not read the tensors
+        torch.load(path, weights_only=True, map_location="meta", mmap=True)
+    except RuntimeError as error:
+        return f"it is damaged ({str(error).splitlines()[0][:160]})"
+    except Exception:  # whole, and what is in it is for `contents` to refuse
+        return ""
+    return ""
 
 
-def last_whole(folders: Iterable[str | Path]) -> tuple[Path | None, list[tuple[Path, str]]]:
+def last_whole(
+    folders: Iterable[str | Path], but: Path | None = None
+) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint under some folders, and the newer ones that are damaged, with what is wrong.
+
+    Args:
+        folders: Searched with what is below them.
+        but: One that is left out.
 
     Example:
         >>> last_whole(["nowhere"])
         (None, [])
     """
     found = {path for folder in folders if Path(folder).is_dir() for path in Path(folder).rglob("*.ckpt")}
-    damaged = []
-    for path in sorted(found, key=_written, reverse=True):
+    damaged: list[tuple[Path, str]] = []
+    for path in sorted(found - {but}, key=_written, reverse=True):
         reason = damage(path)
         if not reason:
             return path, damaged
@@ -111,7 +129,7 @@ def refuse_damaged(path: Any) -> None:
 
 
 def _offer(path: Path) -> str:
-    other, _ = last_whole([path.parent])
+    other, _ = last_whole([path.parent], but=path)
     if other is None:
         return "There is no other checkpoint beside it. Give another one, or start anew."
     return f"The newest whole checkpoint beside it is {other}. To go on from there give ckpt_path={str(other)!r}."

@@ -15,6 +15,7 @@ from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule
 from lit_opt.schedules import Schedule
 
 FORMAT = 2
+_NEEDED = ("name", "optimizer", "schedule", "hyperparameters")
 
 
 def current(saved: object) -> dict[str, Any]:
@@ -52,6 +53,8 @@ def current(saved: object) -> dict[str, Any]:
     try:
         for number in range(found, FORMAT):
             part = _FROM[number](part) | {"format": number + 1}
+        for key in _NEEDED:
+            part["recipe"][key], part["groups"]
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise RecipeError(
             [
