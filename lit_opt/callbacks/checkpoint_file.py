@@ -28,6 +28,13 @@ _ZIP = b"PK\x03\x04"
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
 
 
+_OTHER_MODEL = (
+    "Give the model that it was trained with. To start a new run from those weights that fit: "
+    "module.load_state_dict(torch.load(path)['state_dict'], strict=False), and fit without ckpt_path; rename keys before "
+    "where a parameter was renamed."
+)
+
+
 def damage(path: str | Path) -> str:
     """What is wrong with a checkpoint on this disk, in words; "" where its table and all checksums are right.
 
@@ -148,7 +155,18 @@ def guard_files(patches: Patches, strategy: Any, owner: object) -> None:
     def load_checkpoint(self: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
         return _loaded(lambda: before_load(checkpoint_path, *args, **kwargs), checkpoint_path)
 
+    before_weights = strategy.load_model_state_dict
+
+    def load_model_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        try:
+            before_weights(*args, **kwargs)
+        except RuntimeError as error:
+            if not str(error).startswith("Error(s) in loading state_dict"):
+                raise
+            raise RecipeError([f"ckpt_path: the checkpoint is of another model. {error}\n  {_OTHER_MODEL}"]) from error
+
     patches.install(strategy, "load_checkpoint", load_checkpoint, owner=owner)
+    patches.install(strategy, "load_model_state_dict", load_model_state_dict, owner=owner)
     try:
         writer = strategy.checkpoint_io
     except NotImplementedError:
