@@ -59,13 +59,13 @@ class OptimizersAverages(EMA):
             self.steps += 1
             self.updates += 1
 
-    def _update(self, module: torch.nn.Module) -> None:
+    def _update(self, module: pl.LightningModule) -> None:
         self._count()
         if not self._unread:
             return
         self._unread = False
         if self._averages is None:
-            self._averages = Averages(module, self.offload)
+            self._averages = self._begin(module)
         self._averages.refresh()
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
         with torch.no_grad():

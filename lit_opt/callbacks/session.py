@@ -9,9 +9,9 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.callbacks import resume
 from lit_opt.callbacks.clipping import clip_gradients
-from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
-from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
+from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line
 from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
@@ -57,9 +57,6 @@ class Session:
         own = is_overridden(module, "configure_optimizers")
         self.keeps_theirs = own and recipe.existing == "keep"
         self._refuse(own)
-        shards = flat_shards(trainer)
-        if shards and not self.keeps_theirs:
-            refuse_shards(self.planned, shards)
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -71,7 +68,7 @@ class Session:
     # ---- before the run
 
     def _refuse(self, own: bool) -> None:
-        problems = [] if self.keeps_theirs else demand_problems(self.planned, self.trainer, self.module)
+        problems = demand_problems(self.planned, self.trainer, self.module, optimizer=not self.keeps_theirs)
         name = type(self.module).__name__
         if own and self.recipe.existing == "error":
             problems.append(
@@ -87,10 +84,6 @@ class Session:
             problems.append(
                 f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
                 f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
-            )
-        if self.clip is not None and self.clip.kind == "value" and is_deepspeed(self.trainer):
-            problems.append(
-                "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
             )
         if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
             if "clip" in self.recipe.overrides:

@@ -68,6 +68,8 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        of_whole: What it reads of a whole tensor beside its numbers, in words; "" for a rule of each number alone. Such
+            a rule is another one on flat shards (FSDP1, ZeRO).
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
         exchanges: It has processes exchange something else than averaged gradients: the class has
@@ -104,6 +106,7 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    of_whole: str = ""
     needs_module: bool = False
     exchanges: bool = False
     extra: str = ""

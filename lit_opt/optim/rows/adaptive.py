@@ -211,6 +211,7 @@ ROWS = (
     ),
     OptimizerRow(
         name="adafactor",
+        of_whole="the means of rows and columns",
         state=_adafactor_state,
         scratch=Scratch(largest=3.0),
         factory="lit_opt.optim.adafactor:Adafactor",
@@ -232,6 +233,7 @@ ROWS = (
     ),
     OptimizerRow(
         name="adafactor_bv",
+        of_whole="the means of rows and columns",
         state=_big_vision_state,
         scratch=Scratch(largest=4.0),
         factory="lit_opt.optim.adafactor_bv:AdafactorBigVision",
