@@ -95,7 +95,9 @@ def _as_saved(value: Any, averages: Averages, name: str, whole: dict[str, Tensor
         return value
     if not is_sharded(value):
         return whole.get(name)
-    return averages.part(name, raw) if averages.entries[name].flat is None else like(own_part(whole[name], value), value)
+    return (
+        averages.part(name, raw) if averages.entries[name].flat is None else like(own_part(whole[name], value), value)
+    )
 
 
 def _whole_of(value: Any) -> Any:

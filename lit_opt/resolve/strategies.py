@@ -41,11 +41,22 @@ _TORCHAO = "torchao (extra lowbit), which sharded 8-bit states need"
 STRATEGIES = {
     "single": Strategy(title="one", name="SingleDeviceStrategy", typed="devices=1", missing=""),
     "ddp": Strategy(title="DDP", name="DDPStrategy", typed="strategy='ddp'", missing=""),
-    "ddp_spawn": Strategy(title="spawn", name="DDPStrategy", typed="strategy='ddp_spawn'", missing="time: it is DDP with another launcher"),
+    "ddp_spawn": Strategy(
+        title="spawn", name="DDPStrategy", typed="strategy='ddp_spawn'", missing="time: it is DDP with another launcher"
+    ),
     "fsdp1": Strategy(title="FSDP1", name="FSDPStrategy", typed="strategy='fsdp'", missing=""),
-    "fsdp2": Strategy(title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TORCHAO),
-    "hsdp": Strategy(title="HSDP", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard on a 2D mesh", missing=_TORCHAO),
-    "tp": Strategy(title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TORCHAO),
+    "fsdp2": Strategy(
+        title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TORCHAO
+    ),
+    "hsdp": Strategy(
+        title="HSDP",
+        name="ModelParallelStrategy",
+        typed="ModelParallelStrategy, fully_shard on a 2D mesh",
+        missing=_TORCHAO,
+    ),
+    "tp": Strategy(
+        title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TORCHAO
+    ),
     "zero1": Strategy(title="ZeRO1", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_1'", missing=_GPU),
     "zero2": Strategy(title="ZeRO2", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_2'", missing=_GPU),
     "zero3": Strategy(title="ZeRO3", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_3'", missing=_GPU),
@@ -138,7 +149,7 @@ def shard_problems(row: OptimizerRow, where: str) -> list[str]:
     if row.of_whole:
         return [
             f"optimizer: {row.name} takes {row.of_whole}, and this strategy makes weights {where}, of which each "
-            f"process sees a part: the result would be another one, without a word. {use}"
+            f"process sees a part, so that the result would not be that of one device. {use}"
         ]
     return []
 
@@ -174,8 +185,8 @@ def _demands(row: OptimizerRow, strategy: str, scaled: bool) -> list[str]:
     where = FLAT.get(strategy, "DeepSpeed's engine" if strategy in _DEEPSPEED else "")
     if row.needs_closure and where:
         problems.append(
-            f"optimizer: {row.name} needs the norm over all weights and a second pass, which {where} does not give. Use "
-            "DDP or ModelParallelStrategy (FSDP2)."
+            f"optimizer: {row.name} needs the norm over all weights and a second pass, which cannot be had from {where}. "
+            "Use DDP or ModelParallelStrategy (FSDP2)."
         )
     if (row.needs_module or row.exchanges) and strategy not in _WHOLE:
         problems.append(
