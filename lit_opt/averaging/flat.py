@@ -45,7 +45,7 @@ class FlatPart:
 
 
 def flat_parts(root: nn.Module) -> dict[int, FlatPart]:
-    """id of a parameter -> its part, of all that FSDP1 has made flat under `root`; empty elsewhere.
+    """Which part this process holds, by id of the parameter, of all that FSDP1 has made flat; empty elsewhere.
 
     Args:
         root: The outermost wrapper: it holds what no inner one does.

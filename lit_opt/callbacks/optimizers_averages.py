@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_opt.averaging import Averages
 from lit_opt.averaging.shards import local
 from lit_opt.callbacks.ema import EMA
 

@@ -104,9 +104,12 @@ class Session:
         module = self.module
         before_setup, before_save = module.setup, module.on_save_checkpoint
 
+        builds_later = is_overridden(module, "configure_model")
+
         def setup(self: Any, stage: str) -> None:
             before_setup(stage)
-            session._snapshot = snapshot_parameters(module)
+            if not builds_later:  # lazy layers may meet their first batch there
+                session._snapshot = snapshot_parameters(module)
 
         def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
             before_save(checkpoint)
@@ -117,7 +120,7 @@ class Session:
 
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
-        if is_overridden(module, "configure_model"):
+        if builds_later:
             before_model = module.configure_model
 
             def configure_model(self: Any) -> None:

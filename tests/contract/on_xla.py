@@ -92,7 +92,7 @@ def test_every_recipe_is_as_on_the_cpu(precision: Any, record: Record, tmp_path:
 
 
 def test_averages_and_clipping() -> None:
-    module, recipe, t = fit("llm", EMA(0.9), **XLA)
+    _, _, t = fit("llm", EMA(0.9), **XLA)
     ema = next(c for c in t.callbacks if isinstance(c, EMA))
     assert ema.updates == STEPS and ema._averages is not None
     for name in ema._averages.entries:

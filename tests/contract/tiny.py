@@ -19,7 +19,7 @@ STEPS, BATCH, WIDTH, MLP = 3, 8, 32, 128
 class Low(nn.Module):
     """A frozen layer with a low-rank adapter beside it, named as peft names them."""
 
-    def __init__(self, layer: nn.Linear) -> None:
+    def __init__(self, layer: Any) -> None:
         super().__init__()
         self.base_layer = layer.requires_grad_(False)
         self.lora_A = nn.Linear(layer.in_features, 2, bias=False)
