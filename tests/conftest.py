@@ -10,6 +10,17 @@ import pytest
 from tests.processes import LIGHTNINGS
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-tables", action="store_true", help="note what passes in lit_opt/explain/strategies.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-tables"):
+        from tests.contract.record import WRITES
+
+        WRITES["tables"] = True
+
+
 @pytest.fixture(autouse=True)
 def _environment_of_one_process() -> Iterator[None]:
     before = {key: os.environ.get(key) for key in LIGHTNINGS}

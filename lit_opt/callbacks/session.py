@@ -11,9 +11,9 @@ from lit_opt.callbacks import resume
 from lit_opt.callbacks.checkpoint_file import guard_files
 from lit_opt.callbacks.checkpoint_format import current
 from lit_opt.callbacks.clipping import clip_gradients
-from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
-from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
+from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line
 from lit_opt.callbacks.nonfinite import FiniteSteps
@@ -59,6 +59,7 @@ class Session:
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
         self.keeps_theirs = own and recipe.existing == "keep"
+<<<<<<< HEAD
         self.steps = FiniteSteps(recipe, trainer, module)
         problems = [] if self.keeps_theirs else demand_problems(self.planned, trainer, module)
         problems += attachment_problems(recipe, trainer, module, own=own, clip=self.clip)
@@ -74,6 +75,9 @@ class Session:
         shards = flat_shards(trainer)
         if shards and not self.keeps_theirs:
             refuse_shards(self.planned, shards)
+=======
+        self._refuse(own)
+>>>>>>> strategies
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -84,14 +88,52 @@ class Session:
 
     # ---- before the run
 
+<<<<<<< HEAD
+=======
+    def _refuse(self, own: bool) -> None:
+        problems = demand_problems(self.planned, self.trainer, self.module, optimizer=not self.keeps_theirs)
+        name = type(self.module).__name__
+        if own and self.recipe.existing == "error":
+            problems.append(
+                f"existing: {name} has its own configure_optimizers, and existing='error' was given. Remove the method, "
+                "or give existing='replace' or 'keep'."
+            )
+        if own and self.recipe.existing is None and not self.module.automatic_optimization:
+            problems.append(
+                f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
+                "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
+            )
+        if self.clip is not None and self.trainer.gradient_clip_val:
+            problems.append(
+                f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
+                f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
+            )
+        if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
+            if "clip" in self.recipe.overrides:
+                problems.append(
+                    f"clip: {name} has its own configure_gradient_clipping, and Recipe(clip=...) was given. Keep one."
+                )
+            else:
+                rank_zero_info(
+                    f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
+                    f"({self.clip.limit:g}) is off."
+                )
+                self.clip, self._clips_itself = None, True
+        if problems:
+            raise RecipeError(problems)
+
+>>>>>>> strategies
     def _install(self) -> None:
         session = self
         module = self.module
         before_setup, before_save = module.setup, module.on_save_checkpoint
 
+        builds_later = is_overridden(module, "configure_model")
+
         def setup(self: Any, stage: str) -> None:
             before_setup(stage)
-            session._snapshot = snapshot_parameters(module)
+            if not builds_later:  # lazy layers may meet their first batch there
+                session._snapshot = snapshot_parameters(module)
 
         def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
             session.steps.settle()
@@ -103,7 +145,7 @@ class Session:
 
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
-        if is_overridden(module, "configure_model"):
+        if builds_later:
             before_model = module.configure_model
 
             def configure_model(self: Any) -> None:

@@ -9,6 +9,8 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
+from lit_opt.errors import RecipeError
+
 
 def adamw_8bit(
     params: Iterable[Mapping[str, Any]],
@@ -33,7 +35,7 @@ def adamw_8bit(
         weight_decay: Decoupled, multiplied by lr.
 
     Raises:
-        ModuleNotFoundError: The library is not installed.
+        RecipeError: The library is not installed.
 
     Source: arXiv:2110.02861.
 
@@ -46,6 +48,15 @@ def adamw_8bit(
     entries = [entry for group in groups for entry in group["params"]]
     tensors = [entry[1] if isinstance(entry, tuple) else entry for entry in entries]
     torchaos = any(isinstance(tensor, DTensor) or tensor.device.type == "cuda" for tensor in tensors)
-    module = importlib.import_module("lit_opt.optim.low_bit_torchao" if torchaos else "bitsandbytes.optim")
+    try:
+        module = importlib.import_module("lit_opt.optim.low_bit_torchao" if torchaos else "bitsandbytes.optim")
+    except ModuleNotFoundError as missing:
+        where = "on CUDA devices and sharded weights (FSDP2)" if torchaos else "here"
+        raise RecipeError(
+            [
+                f"optimizer: adamw_8bit needs {missing.name} {where}, and it is not installed. Type: "
+                "pip install 'lit-opt[lowbit]', or use a recipe with AdamW."
+            ]
+        ) from missing
     optimizer: Optimizer = module.AdamW8bit(groups, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
     return optimizer

@@ -73,6 +73,8 @@ class OptimizerRow:
             method takes it all the same; every other role goes to AdamW.
         limits: Keyword -> (lowest, first number that is too high) where they differ from the word's usual ones.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        of_whole: What it reads of a whole tensor beside its numbers, in words; "" for a rule of each number alone. Such
+            a rule is another one on flat shards (FSDP1, ZeRO).
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
         exchanges: It has processes exchange something else than averaged gradients: the class has
@@ -112,6 +114,7 @@ class OptimizerRow:
     role_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     group_options: tuple[str, ...] = ()
+    of_whole: str = ""
     needs_module: bool = False
     exchanges: bool = False
     extra: str = ""

@@ -41,8 +41,6 @@ MEASURED = [
     for name in list_optimizers()
     if (row := get_row(name)).exact and not (row.needs_module or row.exchanges or row.compiles)
 ]
-# adafactor_bv makes its factors with new_zeros, which shards them its own way.
-MEASURED_FSDP2 = [name for name in MEASURED if name != "adafactor_bv"]
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -75,10 +73,10 @@ def test_scratch_of_a_step_over_lists(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED_FSDP2, scratch=False)
+    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED, scratch=False)
 
 
-@pytest.mark.parametrize("name", MEASURED_FSDP2)
+@pytest.mark.parametrize("name", MEASURED)
 def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
     found = [result[name] for result in sharded]
     assert "error" not in found[0], found[0]
