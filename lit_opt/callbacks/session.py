@@ -59,9 +59,8 @@ class Session:
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
         self.keeps_theirs = own and recipe.existing == "keep"
-<<<<<<< HEAD
         self.steps = FiniteSteps(recipe, trainer, module)
-        problems = [] if self.keeps_theirs else demand_problems(self.planned, trainer, module)
+        problems = demand_problems(self.planned, trainer, module, optimizer=not self.keeps_theirs)
         problems += attachment_problems(recipe, trainer, module, own=own, clip=self.clip)
         problems += self.steps.problems(self.planned.optimizer)
         if problems:
@@ -72,12 +71,6 @@ class Session:
                 f"({self.clip.limit:g}) is off."
             )
             self.clip, self._clips_itself = None, True
-        shards = flat_shards(trainer)
-        if shards and not self.keeps_theirs:
-            refuse_shards(self.planned, shards)
-=======
-        self._refuse(own)
->>>>>>> strategies
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -88,41 +81,6 @@ class Session:
 
     # ---- before the run
 
-<<<<<<< HEAD
-=======
-    def _refuse(self, own: bool) -> None:
-        problems = demand_problems(self.planned, self.trainer, self.module, optimizer=not self.keeps_theirs)
-        name = type(self.module).__name__
-        if own and self.recipe.existing == "error":
-            problems.append(
-                f"existing: {name} has its own configure_optimizers, and existing='error' was given. Remove the method, "
-                "or give existing='replace' or 'keep'."
-            )
-        if own and self.recipe.existing is None and not self.module.automatic_optimization:
-            problems.append(
-                f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
-                "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
-            )
-        if self.clip is not None and self.trainer.gradient_clip_val:
-            problems.append(
-                f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
-                f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
-            )
-        if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
-            if "clip" in self.recipe.overrides:
-                problems.append(
-                    f"clip: {name} has its own configure_gradient_clipping, and Recipe(clip=...) was given. Keep one."
-                )
-            else:
-                rank_zero_info(
-                    f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
-                    f"({self.clip.limit:g}) is off."
-                )
-                self.clip, self._clips_itself = None, True
-        if problems:
-            raise RecipeError(problems)
-
->>>>>>> strategies
     def _install(self) -> None:
         session = self
         module = self.module
