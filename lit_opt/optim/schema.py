@@ -68,6 +68,8 @@ class OptimizerRow:
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        role_options: Role of a parameter (`lit_opt.param_groups.roles`) -> options of the group of its own that a recipe
+            gives such parameters.
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
         exchanges: It has processes exchange something else than averaged gradients: the class has
@@ -104,6 +106,7 @@ class OptimizerRow:
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
     group_options: tuple[str, ...] = ()
+    role_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     needs_module: bool = False
     exchanges: bool = False
     extra: str = ""

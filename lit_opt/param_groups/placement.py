@@ -109,6 +109,7 @@ def place(
     labels: list[str],
     part: str | None,
     routed: bool = False,
+    of_role: Mapping[str, Any] | None = None,
 ) -> Placed:
     """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins.
 
@@ -122,6 +123,7 @@ def place(
         labels: A text for each rule.
         part: Its part of the model.
         routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW.
+        of_role: Options that the optimizer has for parameters of this role.
     """
     decayed = info.role not in resolved.no_decay
     reason = info.why
@@ -168,6 +170,10 @@ def place(
     options = _matrix_options(info, rule) if routed and algorithm == method else ()
     if routed:
         parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
+    for option, value in (of_role or {}).items():
+        options += ((option, value),)
+        parts.append(f"{option}_{value}")
+        notes.append(f"{option}={value}")
     reason += ": decayed" if decayed else ": not decayed"
     row = ParamRow(
         name=info.name,
