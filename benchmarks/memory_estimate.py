@@ -31,9 +31,14 @@ Written by `python -m benchmarks.memory_estimate` with torch {torch} on the CPU,
 An embedding, four blocks of two linear layers and a head, width {width}, {numbers:,} numbers; the inner width of
 {hidden} cannot be halved. "state" are the bytes of the optimizer's state tensors after a step. "scratch" is the largest
 growth of torch's CPU memory inside the second step, by the profiler's record of allocations; "peak" is that and the
-weights, gradients and states that are held. "estimate" is what `lit-opt plan --trainer.accelerator=cpu` says. Under FSDP2 the figures are those of the process that holds most.
-The peaks of matrix methods under FSDP2 are estimated too high by 23 to 38 %: their batches became smaller since.
-What cannot be measured here: CUDA, where steps over lists take other scratch than loops, ZeRO and FSDP1.
+weights, gradients and states that are held. "estimate" is what `lit-opt plan --trainer.accelerator=cpu` says. Under
+FSDP2 the figures are those of the process that holds most. sam and asam are around AdamW, lookahead as well; the second
+pass of sam needs activations again, no more of them. kfac's scratch has what the backward pass records for it.
+adamw_8bit is bitsandbytes' here, with the embedding's moments in 32 bits.
+
+Not run here: CUDA, where steps over lists take other scratch than loops; torchao's adamw_8bit, adamw_fp8 and
+adamw_4bit, which are for CUDA; ZeRO and FSDP1; onebit_adam, which steps among processes; natural_gradient, which is for
+10,000 parameters at most and holds the square of their number.
 """
 
 
@@ -99,12 +104,13 @@ def main() -> None:
     """Write the tables."""
     torch.set_num_threads(1)
     names = [name for name in ALONE if get_row(name).scratch is not None]
+    one_device = sorted([*names, "adamw_8bit", "kfac"])
     module = network(WIDTH)
     intro = INTRO.format(
         torch=version("torch"), width=WIDTH, hidden=2 * WIDTH + 3, numbers=sum(p.numel() for p in module.parameters())
     )
     alone = []
-    for name in names:
+    for name in one_device:
         alone.append(row(name, recipe(name).plan(module, accelerator="cpu"), measure(name, network(WIDTH))))
     with tempfile.TemporaryDirectory() as folder:
         # adafactor_bv makes its factors with new_zeros, which shards them its own way

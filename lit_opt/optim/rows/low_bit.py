@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_opt.optim.rows.first_order import ADAMW_SETTINGS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
-from lit_opt.optim.state import Buffer, Shape
+from lit_opt.optim.state import Buffer, Scratch, Shape
 from lit_opt.recipes.common import EIGHT_BIT_SOURCE
 
 _HYPERPARAMETERS = {"lr": REQUIRED, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.0}
@@ -48,7 +48,7 @@ ROWS = (
     OptimizerRow(
         name="adamw_8bit",
         state=partial(_state, bits=8, block=256, maps=2),
-        scratch=None,
+        scratch=Scratch(largest=5.0),  # bitsandbytes on the CPU, which unpacks; CUDA kernels need less
         factory="lit_opt.optim.low_bit:adamw_8bit",
         provider="torchao or bitsandbytes",
         extra="lowbit",
