@@ -185,7 +185,8 @@ def check(args: list[str]) -> int:
     from lit_opt.commands.check import check_config  # torch and lightning: seconds
     from lit_opt.preflight.check_report import renderables, report_json
 
-    report, notes = check_config(rest, given.setting)
+    ignore = [one.strip() for ids in given.ignore for one in ids.split(",") if one.strip()]
+    report, notes = check_config(rest, given.setting, ignore)
     if given.format == "json":
         print(report_json(report))
     else:

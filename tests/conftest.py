@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -30,6 +31,19 @@ def _environment_of_one_process() -> Iterator[None]:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
+
+
+# What Lightning and the workloads write into the current directory; git ignores these, so nobody else would see them.
+WRITTEN = ("checkpoints", "lightning_logs", "runs")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_in_the_checkout() -> Iterator[None]:
+    here = Path.cwd()
+    before = {name for name in WRITTEN if (here / name).exists()}
+    yield
+    left = [name for name in WRITTEN if (here / name).exists() and name not in before]
+    assert not left, f"left in {here}: {', '.join(left)}. Use monkeypatch.chdir(tmp_path)."
 
 
 @pytest.fixture(autouse=True)

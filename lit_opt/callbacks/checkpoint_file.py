@@ -92,9 +92,7 @@ def _damage(path: Path, size: int, changed: int) -> str:
     return ""
 
 
-def last_whole(
-    folders: Iterable[str | Path], but: Path | None = None
-) -> tuple[Path | None, list[tuple[Path, str]]]:
+def last_whole(folders: Iterable[str | Path], but: Path | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint under some folders, and the newer ones that are damaged, with what is wrong.
 
     Args:

@@ -69,8 +69,8 @@ class OptimizerRow:
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         units: For a matrix method without a `scale`: "AdamW" where it takes AdamW's rates, so that what it leaves to
             AdamW has its own; "" where AdamW's are apart.
-        role_options: Role of what is no hidden matrix ("head", "embedding") -> options of the groups in which a matrix
-            method takes it all the same; every other role goes to AdamW.
+        role_options: Role of a parameter (`lit_opt.param_groups.roles`, and "head") -> options of the group of its own
+            that a recipe gives such parameters. A matrix method takes them, and leaves every other role to AdamW.
         limits: Keyword -> (lowest, first number that is too high) where they differ from the word's usual ones.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
         of_whole: What it reads of a whole tensor beside its numbers, in words; "" for a rule of each number alone. Such

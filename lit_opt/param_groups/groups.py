@@ -132,7 +132,8 @@ def group_parameters(
             rules.get(info.name),
             labels,
             parts.of.get(info.name),
-            row if routed else None,
+            routed,
+            row.role_options.get("head" if info.matrix.role == "head" else info.role) if row is not None else None,
         )
         for info in trainable
     ]

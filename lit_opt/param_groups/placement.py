@@ -14,7 +14,6 @@ from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
 from lit_opt.recipes.schema import GroupRule
 
 if TYPE_CHECKING:
-    from lit_opt.optim.schema import OptimizerRow
     from lit_opt.resolve.resolved import ResolvedRecipe
 
 
@@ -109,7 +108,8 @@ def place(
     matched: tuple[int, GroupRule] | None,
     labels: list[str],
     part: str | None,
-    routed: OptimizerRow | None = None,
+    routed: bool = False,
+    of_role: Mapping[str, Any] | None = None,
 ) -> Placed:
     """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins.
 
@@ -122,14 +122,13 @@ def place(
         matched: Index and rule of the user's that matches it.
         labels: A text for each rule.
         part: Its part of the model.
-        routed: Row of `algorithm` where it is a matrix method, which leaves what is no hidden matrix to AdamW but for the
-            roles that it has options for.
+        routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW, but for roles with options.
+        of_role: Options that the optimizer has for parameters of this role.
     """
     decayed = info.role not in resolved.no_decay
     reason = info.why
     rule = matched[1] if matched is not None else GroupRule(match="*")
-    role = info.matrix.role if routed and info.matrix.role in routed.role_options else ""
-    left = info.matrix.left if not role else ""
+    left = routed and info.matrix.left and of_role is None
     if routed and (rule.algorithm or ("adamw" if left else algorithm)) == "adamw":
         method, algorithm, base = algorithm, "adamw", resolved.fallback
     else:
@@ -140,7 +139,7 @@ def place(
     weight_decay = base["weight_decay"] if decayed else 0.0
     lr = base["lr"]
     parts = []
-    notes = [_routing_note(info, algorithm, method, rule, role)] if routed else []
+    notes = [_routing_note(info, algorithm, method, rule)] if routed else []
     if part is not None:
         lr *= resolved.parts[part]
         parts.append(part)
@@ -172,9 +171,10 @@ def place(
     options = _matrix_options(info, rule) if routed and algorithm == method else ()
     if routed:
         parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
-        if role and algorithm == method:
-            parts.append(role)
-            options += tuple(routed.role_options[role].items())
+    for option, value in (of_role or {}).items() if algorithm == method or not routed else ():
+        options += ((option, value),)
+        parts.append(option if value is True else f"{option}_{value}")
+        notes.append(f"{option}={value}")
     reason += ": decayed" if decayed else ": not decayed"
     row = ParamRow(
         name=info.name,
@@ -210,13 +210,13 @@ def misplaced(trainable: Iterable[ParamInfo], rules: Mapping[str, tuple[int, Gro
     ]
 
 
-def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule, role: str) -> str:
+def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule) -> str:
     if rule.algorithm is not None:
         return f"{algorithm}, as you say"
-    if role and algorithm == method:
-        return f"{method}: in the norm for {role}s"
     if algorithm != method:
         return f"adamw: {info.matrix.left}"
+    if info.matrix.left:
+        return f"{method}: {info.matrix.left}"
     count, rows, cols = matrix_shape(info.shape, info.matrix.layout, info.matrix.count)
     words = f"{count} hidden matrices" if count > 1 else "hidden matrix"
     return f"{method}: {words} {rows} x {cols}"

@@ -49,7 +49,9 @@ def fit(module: Any, recipe: Recipe, layout: str) -> dict[str, Any]:
 def by_value(layout: str) -> dict[str, Any]:
     """Plain SGD and a limit for each entry that most gradients exceed: what was clipped can be seen in the weights."""
     clip = ClipSpec(limit=1e-3, kind="value")
-    return fit(module_of("plain", layout), Recipe("cnn", lr=0.1, momentum=0.0, warmup=0, clip=clip, batch_size=8), layout)
+    return fit(
+        module_of("plain", layout), Recipe("cnn", lr=0.1, momentum=0.0, warmup=0, clip=clip, batch_size=8), layout
+    )
 
 
 def nameless() -> str:

@@ -17,9 +17,9 @@ from tests.callbacks.modules import Net, trainer
 from tests.callbacks.processes import STEPS, Share
 from tests.processes import launch as launch_processes
 
-PLAIN = {f"net.{i}.weight": ("decay", 0.1) for i in (0, 2, 3)} | {
-    name: ("no_decay", 0.0) for name in ("net.0.bias", "net.1.weight", "net.1.bias", "net.2.bias", "net.3.bias")
-}
+PLAIN = {f"net.{i}.weight": ("decay", 0.1) for i in (0, 2, 3)} | dict.fromkeys(
+    ("net.0.bias", "net.1.weight", "net.1.bias", "net.2.bias", "net.3.bias"), ("no_decay", 0.0)
+)
 # The direction is decayed, the magnitude is not.
 NORMED = {name: where for name, where in PLAIN.items() if name != "net.2.weight"} | {
     "net.2.parametrizations.weight.original0": ("no_decay", 0.0),
