@@ -37,7 +37,9 @@ def test_the_optimizer_gives_them_the_sign_and_the_large_radius(model: nn.Module
 def test_a_rule_of_the_users_wins(model: nn.Module):
     recipe = Recipe("llm/scion", groups=[GroupRule(match="*embed*", algorithm="adamw")])
     optimizer, _ = recipe.configure(model, total_steps=10)
-    assert not any(group.get("last") for group in optimizer.param_groups)
+    embedding = next(p for name, p in model.named_parameters() if "embed" in name)
+    [group] = [group for group in optimizer.param_groups if any(p is embedding for p in group["params"])]
+    assert group["algorithm"] == "adamw" and "last" not in group
 
 
 def test_other_matrix_methods_leave_them_as_before(model: nn.Module):
