@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from lit_opt.averaging.shards import is_flat_shard
 from lit_opt.errors import RecipeError
 from lit_opt.resolve.resolved import RunFacts
 from lit_opt.resolve.strategies import FLAT
@@ -88,7 +89,7 @@ def loader_batch_size(loader: Any) -> int | None:
 
 def is_flattened(module: Any) -> bool:
     """FSDP1 and ZeRO replace parameters by flat shards; DTensors keep their global shape."""
-    return any(getattr(p, "_fsdp_flattened", False) or hasattr(p, "ds_shape") for p in module.parameters())
+    return any(is_flat_shard(parameter) for parameter in module.parameters())
 
 
 def is_deepspeed(trainer: Any) -> bool:

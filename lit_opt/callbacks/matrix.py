@@ -12,6 +12,7 @@ from torch.optim import Optimizer
 from lit_opt.callbacks.facts import largest_accumulation
 from lit_opt.optim import get_row
 from lit_opt.optim.matrix.cost import orthogonalization_share
+from lit_opt.optim.matrix.sharded import dividing_processes
 from lit_opt.resolve.resolved import ResolvedRecipe
 
 # DDP hooks after which gradients still differ between processes.
@@ -56,7 +57,8 @@ def exact_problems(resolved: ResolvedRecipe, trainer: Any, module: Any) -> list[
 def share_work(optimizer: Optimizer, trainer: Any, module: Any) -> bool:
     """Let the processes of a DDP run divide the orthogonalisation; every process has to call it.
 
-    Nothing is divided where gradients may differ between processes (local SGD, parameters that DDP ignores, manual
+    FSDP2 and tensor parallelism need no call: the optimizer sees DTensors (lit_opt.optim.matrix.sharded). Nothing is
+    divided where gradients may differ between processes (local SGD, parameters that DDP ignores, manual
     optimization, which may step before it synchronises), where there is one process, or under another strategy.
 
     Returns:
@@ -103,9 +105,11 @@ def cost_line(optimizer: Optimizer, resolved: ResolvedRecipe, batch: Any, accumu
         how = f"{first:,} in the first batch x accumulation {accumulation} x {processes} processes"
     if not tokens:
         return ""
-    divided = getattr(optimizer, "_processes", 1) > 1
-    share = orthogonalization_share(optimizer, tokens if divided else max(tokens // processes, 1))
-    work = f"divided among {processes} processes" if divided else "all of it in each process" if processes > 1 else ""
+    dividing = dividing_processes(optimizer)
+    share = orthogonalization_share(optimizer, tokens if dividing > 1 else max(tokens // processes, 1))
+    work = "all of it in each process" if processes > 1 else ""
+    if dividing > 1:
+        work = f"divided among {dividing} processes"
     return (
         f"{resolved.optimizer}: about {share:.0%} of a step's operations go into the orthogonalisation"
         f"{f', {work}' * bool(work)} (estimate at {tokens:,} tokens a step: {how})."

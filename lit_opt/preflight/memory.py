@@ -253,7 +253,9 @@ def _scratch(optimizer: Optimizer, share: Share, cuda: bool) -> int:
             if p.ndim > 1
         ]
         batches = scratch_bytes(
-            getattr(optimizer, "base", optimizer), cuda=cuda, sharded=share.kind == "fsdp2" and share.processes > 1
+            getattr(optimizer, "base", optimizer),
+            cuda=cuda,
+            processes=share.processes if share.kind == "fsdp2" else 1,
         )
     sizes = [share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in stepped]
     use = row.scratch or Scratch()

@@ -18,6 +18,7 @@ from torch.distributed.tensor import DTensor
 
 from lit_opt import Recipe
 from lit_opt.optim.matrix import engine
+from lit_opt.optim.matrix.sharded import dividing_processes
 from lit_opt.workloads import LanguageModel
 from tests.callbacks.modules import SaveAt, trainer
 
@@ -89,7 +90,7 @@ def fit(method: str, how: dict[str, Any], *callbacks: Any, ckpt_path: Path | Non
     orthogonalise = engine.orthogonalize_
 
     def counting(batch: torch.Tensor, *args: Any) -> torch.Tensor:
-        counted.append(batch.size(0) if batch.any() else 0)  # a process without work computes one zero matrix
+        counted.append(batch.size(0) if batch.any() else 0)  # under DDP one without work computes one zero matrix
         return orthogonalise(batch, *args)
 
     engine.orthogonalize_ = counting  # type: ignore[assignment]
@@ -104,7 +105,7 @@ def fit(method: str, how: dict[str, Any], *callbacks: Any, ckpt_path: Path | Non
         name: p.full_tensor() if isinstance(p, DTensor) else p.detach().clone() for name, p in module.named_parameters()
     }
     steps = STEPS if ckpt_path is None else STEPS // 2
-    return {"weights": weights, "matrices": sum(counted) / steps, "processes": ours.optimizer._processes}  # type: ignore[attr-defined]
+    return {"weights": weights, "matrices": sum(counted) / steps, "processes": dividing_processes(ours.optimizer)}
 
 
 def strategy(kind: str) -> dict[str, Any]:

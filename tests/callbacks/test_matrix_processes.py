@@ -43,22 +43,18 @@ def test_two_processes_are_one(launched: Path, alone: dict[str, dict[str, Any]],
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_under_ddp_each_orthogonalises_its_share(launched: Path, alone: dict[str, dict[str, Any]], method: str) -> None:
+@pytest.mark.parametrize("kind", STRATEGIES)
+def test_each_orthogonalises_its_share(
+    launched: Path, alone: dict[str, dict[str, Any]], kind: str, method: str
+) -> None:
     stacked = 3 if method == "teon" else 0  # query, key and value of both blocks in one matrix each
     assert alone[method]["matrices"] == MATRICES - stacked and alone[method]["processes"] == 1
     for run in ("straight", "resumed"):
-        both = [result[run] for result in results(launched, "ddp", method)]
+        both = [result[run] for result in results(launched, kind, method)]
         assert sum(result["matrices"] for result in both) == MATRICES - stacked
         for result in both:
             assert result["processes"] == 2
             assert 5 <= result["matrices"] <= 7
-
-
-@pytest.mark.parametrize("method", METHODS)
-def test_under_fsdp2_every_process_orthogonalises_whole_matrices(launched: Path, method: str) -> None:
-    for result in results(launched, "fsdp2", method):
-        assert result["straight"]["processes"] == 1
-        assert result["straight"]["matrices"] == MATRICES - (3 if method == "teon" else 0)
 
 
 def test_where_gradients_are_not_synchronised_nothing_is_divided(launched: Path) -> None:

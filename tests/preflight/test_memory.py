@@ -111,7 +111,7 @@ def test_scratch_of_a_step_over_lists(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED, scratch=False)
+    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED)
 
 
 @pytest.mark.parametrize("name", MEASURED)
@@ -121,6 +121,13 @@ def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]
     plan = recipe(name).plan(network(), devices=2, strategy="fsdp2", accelerator="cpu")
     assert part(plan, "optimizer state") == pytest.approx(max(f["state"] for f in found), rel=0.02)
     assert plan.memory.held == pytest.approx(max(f["held"] for f in found), rel=0.02)
+
+
+@pytest.mark.parametrize("name", [name for name in MEASURED_FSDP2 if get_row(name).matrix and get_row(name).scratch])
+def test_scratch_of_matrix_methods_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
+    plan = recipe(name).plan(network(), devices=2, strategy="fsdp2", accelerator="cpu")
+    found = max(result[name]["scratch"] for result in sharded)
+    assert part(plan, "scratch of a step") == pytest.approx(found, rel=0.1)
 
 
 @pytest.mark.parametrize("view", [False, True])

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from lit_opt.averaging.shards import gradients_of, locals_of
+
 
 def adamw_update(
     params: Sequence[Tensor],
@@ -37,23 +39,24 @@ def adamw_update(
         >>> weight
         tensor([0.9000, 0.9000])
     """
-    grads = [param.grad for param in params]
     for param, state in zip(params, states, strict=True):
         if "step" not in state:
             state["step"] = torch.zeros((), dtype=torch.float32, device=param.device)
             state["exp_avg"] = torch.zeros_like(param)
             state["exp_avg_sq"] = torch.zeros_like(param)
-    moments = [state["exp_avg"] for state in states]
-    squares = [state["exp_avg_sq"] for state in states]
+    # By entry, so each process steps on what it holds of DTensors.
+    params, grads = locals_of(params), gradients_of(params)
+    moments = locals_of([state["exp_avg"] for state in states])
+    squares = locals_of([state["exp_avg_sq"] for state in states])
     # The fused CPU kernels walk memory, not indices: everything has to have the same strides (torch 2.15).
     plain = len({param.device for param in params}) == 1 and params[0].device.type in ("cpu", "cuda")
     fused = plain and all(
-        p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and s.is_contiguous()  # type: ignore[union-attr]
+        p.is_contiguous() and g.is_contiguous() and m.is_contiguous() and s.is_contiguous()
         for p, g, m, s in zip(params, grads, moments, squares, strict=True)
     )
     adamw(
-        list(params),
-        grads,  # type: ignore[arg-type]
+        params,
+        grads,
         moments,
         squares,
         [],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import local
 from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.layout import blocks, shape_of
 from lit_opt.optim.matrix.plan import Chunk, Slot
@@ -189,39 +190,57 @@ class Aro(MatrixOptimizer):
 
     def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
         """P with the rotations beside the matrices, so that processes that share the work exchange both."""
-        transposed = _rotates_columns(chunk.shape[1:], chunk.options)
-        matrices = batch.mT if transposed else batch
-        kept = [self._rotations(slot, transposed) for slot in chunk.slots]
-        side = matrices.size(1)
-        both = super()._conditioned(index, chunk, torch.cat([matrices, torch.cat(kept).to(batch.dtype)], dim=-1))
-        update, rotations = both.split([matrices.size(2), side], dim=-1)
-        torch._foreach_copy_(kept, [rotations[slot.place] for slot in chunk.slots])
-        return (update.mT if transposed else update).contiguous()
+        side = self._side(chunk)
+        kept = [self._kept(chunk, slot) for slot in chunk.slots]
+        rotations = torch.cat(kept).to(batch.dtype)
+        both = super()._conditioned(index, chunk, torch.cat([_turned(chunk, batch), rotations], dim=-1))
+        torch._foreach_copy_(kept, [both[slot.place, :, -side:] for slot in chunk.slots])
+        return _turned(chunk, both[..., :-side]).contiguous()
 
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
-        matrices, rotations = batch.split([batch.size(2) - batch.size(1), batch.size(1)], dim=-1)
-        if not chunk.options["qr_shift"]:
-            # By the largest entry, so that no square vanishes or overflows; f and the rotation know directions alone.
-            largest = matrices.abs().amax((-2, -1), keepdim=True)
-            matrices = matrices / largest.where(largest != 0, 1.0)
-        update, rotations = rotated(matrices, rotations, chunk.options)
-        return torch.cat([_of_rms(update, chunk.options["update_rms"]), rotations], dim=-1)
+        side = self._side(chunk)
+        return torch.cat(_directions(batch[..., :-side], batch[..., -side:], chunk.options), dim=-1)
 
-    def _rotations(self, slot: Slot, transposed: bool) -> Tensor:
+    def _beside(self, chunk: Chunk) -> int:
+        return self._side(chunk) ** 2
+
+    def _direction(self, chunk: Chunk, batch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        assert kept is not None
+        update, rotations = _directions(_turned(chunk, batch), kept, chunk.options)
+        return _turned(chunk, update).contiguous(), rotations
+
+    def _side(self, chunk: Chunk) -> int:
+        return min(chunk.shape[1:]) if _rotates_columns(chunk) else chunk.shape[1]
+
+    def _kept(self, chunk: Chunk, slot: Slot) -> Tensor:
         """The slot's rotations, (count, side, side), a view of the state."""
         state = self.state[slot.param]
         group = self.param_groups[slot.group]
         key = f"rotation_{slot.block}" if slot.block else "rotation"
         if key not in state:
             whole = blocks(torch.empty(slot.param.shape, device="meta"), group)[slot.block]
-            count, side = shape_of(whole)[0], slot.shape[1] if transposed else slot.shape[0]
-            eye = torch.eye(side, dtype=torch.promote_types(slot.param.dtype, torch.float32), device=slot.param.device)
-            state[key] = eye.repeat(count, 1, 1)
+            eye = torch.eye(self._side(chunk), dtype=chunk.dtype, device=local(slot.param).device)
+            state[key] = eye.repeat(shape_of(whole)[0], 1, 1)
         return state[key] if slot.part is None else state[key][slot.part]
 
-    def _factor(self, index: int, shape: Any, kernel: int) -> Any:
+    def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         return -self.param_groups[index]["lr"]
 
 
-def _rotates_columns(shape: Any, options: Group) -> bool:
-    return options["orientation"] == "smaller_side" and shape[0] > shape[1]
+def _directions(matrices: Tensor, rotations: Tensor, options: Group) -> tuple[Tensor, Tensor]:
+    if not options["qr_shift"]:
+        # By the largest entry, so that no square vanishes or overflows; f and the rotation know directions alone.
+        largest = matrices.abs().amax((-2, -1), keepdim=True)
+        matrices = matrices / largest.where(largest != 0, 1.0)
+    update, rotations = rotated(matrices, rotations, options)
+    return _of_rms(update, options["update_rms"]), rotations
+
+
+def _turned(chunk: Chunk, batch: Tensor) -> Tensor:
+    """With the side that is rotated as rows."""
+    return batch.mT if _rotates_columns(chunk) else batch
+
+
+def _rotates_columns(chunk: Chunk) -> bool:
+    _, rows, cols = chunk.shape
+    return bool(chunk.options["orientation"] == "smaller_side" and rows > cols)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_opt.averaging.shards import is_sharded, local, own_part
+from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
@@ -25,7 +25,9 @@ from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
+from lit_opt.optim.matrix.sharded import agree, meshes_of, step_sharded
 from lit_opt.optim.matrix.sharing import shared, shares
 from lit_opt.optim.matrix.stages import Group, Stages
 
@@ -67,6 +69,7 @@ class MatrixOptimizer(Optimizer):
     def _forget_plan(self) -> None:
         self._plan: tuple[list[Chunk], list[list[Tensor]]] | None = None
         self._plan_key: Any = None
+        self._routes: list[Route] | None = None
 
     def share_work(self, group: Any = None) -> None:
         """Let each process of a data-parallel run orthogonalise its share of the matrices.
@@ -120,13 +123,13 @@ class MatrixOptimizer(Optimizer):
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
                 self._step_rest(group, params)
+        step_sharded(self, self._routes or ())
         mixes: Mixes = {}
-        updates: dict[Tensor, Tensor] = {}
         for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
             update = self._conditioned(index, chunk, batch)
             # The batch is scratch by now.
-            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update, updates)
+            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
         return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
@@ -181,8 +184,13 @@ class MatrixOptimizer(Optimizer):
                 for took, params in zip(takes, active, strict=True)
             ]
             chunks = make_plan(self.param_groups, matrices, agreed)
-            self._plan, self._plan_key = (chunks, rest), key
-            self._shares = shares(chunks, self._processes)
+            plain, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
+            self._plan, self._plan_key, self._meshes = (plain, rest), key, meshes_of(self.param_groups)
+            self._shares = shares(plain, self._processes)
+            self._routes = None
+        agree(self._meshes, self._sharded, self.param_groups)
+        if self._routes is None:
+            self._routes = make_routes(self._sharded, self.param_groups)
         return self._plan
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
@@ -199,10 +207,6 @@ class MatrixOptimizer(Optimizer):
                 mixes[param] = (None if estimates is None else estimates[i], buffer, share)
         for slot in () if chunk.plain else chunk.slots:
             estimate, buffer, share = mixes[slot.param]
-            if slot.sharded and is_sharded(buffer):
-                buffer = _whole(buffer if estimate is None else torch.lerp(estimate, buffer, share))
-                estimate = None
-                mixes[slot.param] = (None, buffer, share)
             if slot.last:
                 del mixes[slot.param]
             target, group = place(batch, slot), self.param_groups[slot.group]
@@ -229,7 +233,25 @@ class MatrixOptimizer(Optimizer):
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
-    def _apply(self, chunk: Chunk, update: Tensor, updates: dict[Tensor, Tensor]) -> None:
+    def _beside(self, chunk: Chunk) -> int:
+        """Numbers that P changes for each matrix of a chunk, beside the momentum: every process keeps all of them."""
+        return 0 if self.stages.normalise is None else chunk.shape[1]
+
+    def _kept(self, chunk: Chunk, slot: Slot) -> Tensor:
+        """These numbers of a slot's matrices, (count, ...), a view of the state."""
+        return self._row_moments(slot)
+
+    def _direction(self, chunk: Chunk, batch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Stages 3 and 4 of whole matrices, anywhere: directions, and what is kept of them, changed."""
+        update = self._precondition(chunk, batch)
+        if self.stages.normalise is None or kept is None:
+            return update, None
+        # The batch is scratch by now.
+        update = batch.copy_(update) if update.dtype != batch.dtype else update
+        self.stages.normalise(update, kept, chunk.options)
+        return update, kept
+
+    def _apply(self, chunk: Chunk, update: Tensor) -> None:
         """Normalise, scale, decay and apply."""
         if self.stages.normalise is not None:
             moments = [self._row_moments(slot) for slot in chunk.slots]
@@ -247,16 +269,8 @@ class MatrixOptimizer(Optimizer):
             return
         for slot in chunk.slots:
             part, factor = place(update, slot), self._factor(slot.group, slot.shape, chunk.kernel)
-            if slot.sharded and slot.param not in updates:
-                updates[slot.param] = torch.empty(slot.param.shape, dtype=chunk.dtype, device=update.device)
-            whole = updates[slot.param] if slot.sharded else slot.param
-            target = matrices_of(whole, slot, self.param_groups[slot.group])
-            if not slot.sharded:
-                add_([target], [part.reshape(target.shape)], factor)
-                continue
-            target.copy_(part.reshape(target.shape)).mul_(factor)
-            if slot.last:
-                local(slot.param).add_(own_part(updates.pop(slot.param), slot.param))
+            target = matrices_of(slot.param, slot, self.param_groups[slot.group])
+            add_([target], [part.reshape(target.shape)], factor)
 
     def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one.
@@ -270,15 +284,11 @@ class MatrixOptimizer(Optimizer):
         """The slot's second moments of rows, (count, rows, 1), a view of the state."""
         state = self.state[slot.param]
         if "second_moment" not in state:
-            total = sum(view.size(0) * view.size(1) for view in blocks(slot.param, self.param_groups[slot.group]))
+            shapes = torch.empty(slot.param.shape, device="meta")
+            total = sum(view.size(0) * view.size(1) for view in blocks(shapes, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
 
 
 def _is_matrix(param: Tensor) -> bool:
     return param.ndim > 1 and param.numel() > 0
-
-
-def _whole(tensor: Any) -> Tensor:
-    """A DTensor's full tensor on every process."""
-    return tensor.full_tensor()

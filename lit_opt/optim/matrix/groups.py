@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lit_opt.averaging.shards import is_flat_shard, is_sharded
 from lit_opt.errors import nearest
+from lit_opt.optim.matrix.boxes import is_partial
 from lit_opt.optim.matrix.coefficients import check_preset
 from lit_opt.optim.matrix.layout import check_layout
 from lit_opt.optim.matrix.scale import UNITS
@@ -85,6 +87,17 @@ def _check(group: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]], whe
     ]
     if not problems and "orthogonalize" in group:
         problems += check_preset(group["orthogonalize"], group["ns_steps"], group["ns_dtype"], where=where)
+    if any(is_flat_shard(param) for param in group["params"]):
+        problems.append(
+            f"{where}params: flat shards of FSDP1 or ZeRO, in which rows and columns are lost. Use FSDP2 "
+            f"(torch.distributed.fsdp.fully_shard; Lightning's ModelParallelStrategy) or DDP, or AdamW."
+        )
+    problems += [
+        f"{where}the parameter of shape {tuple(param.shape)} has placements {param.placements}: sums that nobody has "
+        f"added up. Redistribute it to Shard or Replicate before."
+        for param in group["params"]
+        if is_sharded(param) and is_partial(param)
+    ]
     problems += [
         f"{where}the parameter of shape {tuple(param.shape)} is {str(param.dtype).removeprefix('torch.')}. Matrix "
         f"methods take real floating-point ones; give it to AdamW with algorithm='adamw'."

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import local
+from lit_opt.averaging.shards import gradients_of, locals_of, norms_of
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
@@ -33,22 +33,21 @@ def corrected_gradient(group: Group, params: Sequence[Tensor], states: States) -
         >>> corrected_gradient({"variant": "exact", "gamma": 0.025, "momentum": 0.9}, [weight], [state])[0]
         tensor([[0.3450, 0.0000]])
     """
-    grads: list[Tensor] = [param.grad for param in params]  # type: ignore[misc]
+    grads = gradients_of(params)
     if group["variant"] == "efficient":
         return grads
     factor = group["gamma"] * group["momentum"] / (1 - group["momentum"])
-    for grad, state in zip(grads, states, strict=True):
+    for param, state in zip(params, states, strict=True):
         if "previous_gradient" not in state:
-            state["previous_gradient"] = torch.zeros_like(grad)
-    previous = [state["previous_gradient"] for state in states]
+            state["previous_gradient"] = torch.zeros_like(param)
+    previous = locals_of([state["previous_gradient"] for state in states])
     estimates = list(torch._foreach_lerp(previous, grads, 1 + factor))
     precise = torch.promote_types(estimates[0].dtype, torch.float32)
-    norms = [torch.linalg.vector_norm(estimate, dtype=precise) for estimate in estimates]
+    norms = norms_of(estimates, params, precise)
     # Division, so that a NaN stays one.
     torch._foreach_div_(estimates, [norm.clamp_min(1.0).to(grads[0].dtype) for norm in norms])
     if group["variant"] == "approx":
-        # DTensors have no such call (torch 2.15); both are sharded alike.
-        torch._foreach_copy_([local(x) for x in previous], [local(grad) for grad in grads])
+        torch._foreach_copy_(previous, grads)
     return estimates
 
 
@@ -69,7 +68,7 @@ def corrected_average(group: Group, estimates: list[Tensor], states: States) -> 
     if group["variant"] != "efficient":
         return averaged(group, estimates, states)
     momentum, gamma = group["momentum"], group["gamma"]
-    buffers = [state["momentum_buffer"] for state in states]
+    buffers = locals_of([state["momentum_buffer"] for state in states])
     torch._foreach_mul_(buffers, momentum)
     torch._foreach_add_(buffers, estimates, alpha=(1 - gamma) * (1 - momentum) / momentum)
     return momentum / (gamma + momentum)

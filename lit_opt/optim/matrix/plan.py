@@ -36,7 +36,6 @@ class Slot:
         shape: Outputs and inputs of one of them.
         rows: Their range within the parameter's rows, for statistics of rows.
         plain: The parameter is one matrix as it stands, or with its kernel's dimensions read as one.
-        sharded: It is a DTensor.
         last: No later slot of the plan belongs to this parameter.
     """
 
@@ -49,7 +48,6 @@ class Slot:
     shape: tuple[int, int]
     rows: slice
     plain: bool
-    sharded: bool
     last: bool = False
 
 
@@ -65,6 +63,7 @@ class Chunk:
         plain: All slots are.
         kernel: Columns of each input: the entries of a convolution's kernel, 1 elsewhere.
         opens: (group, parameters) whose first matrices are here, in the order of the slots.
+        mesh: The DeviceMesh of parameters that are DTensors; None for plain ones.
     """
 
     shape: tuple[int, int, int]
@@ -74,6 +73,12 @@ class Chunk:
     plain: bool
     kernel: int = 1
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
+    mesh: Any = None
+
+    @property
+    def bytes(self) -> int:
+        """Of the matrices that go in."""
+        return math.prod(self.shape) * self.dtype.itemsize
 
     @property
     def flops(self) -> int:
@@ -93,7 +98,10 @@ class _Piece:
 
 
 def make_plan(
-    groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]], shared: Sequence[str]
+    groups: Sequence[Mapping[str, Any]],
+    active: Sequence[Sequence[Tensor]],
+    shared: Sequence[str],
+    processes: int = 1,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -101,6 +109,7 @@ def make_plan(
         groups: The optimizer's groups.
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
+        processes: How many divide the matrices of a chunk; where they are DTensors, those of their mesh do.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -121,15 +130,16 @@ def make_plan(
                 dtype = torch.promote_types(members[0].dtype, torch.float32)
                 options = [group[key] for key in shared]
                 kernel = math.prod(members[0].shape[2:]) if layout_of(group, members[0]).startswith("conv") else 1
-                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, *options)].append(piece)
+                mesh = members[0].device_mesh if is_sharded(members[0]) else None  # type: ignore[attr-defined]
+                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, *options)].append(piece)
     chunks = []
-    for (rows, cols, kernel, dtype, device, *options), pieces in buckets.items():
-        fits = _capacity(rows, cols, dtype, device)
+    for (rows, cols, kernel, dtype, device, mesh, *options), pieces in buckets.items():
+        fits = _capacity(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel))
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
     return _mark_first(_mark_last(chunks))
 
 
@@ -208,7 +218,6 @@ def _packed(pieces: list[_Piece], fits: int) -> list[tuple[Slot, ...]]:
                         shape=piece.shape,
                         rows=slice(first, first + take * rows),
                         plain=piece.plain,
-                        sharded=is_sharded(param),
                     )
                 )
             done, filled = done + take, filled + take

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import local
+from lit_opt.averaging.shards import gradients_of, local, locals_of
 from lit_opt.errors import nearest
 from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
@@ -39,7 +39,7 @@ def weighted(group: Group, estimates: list[Tensor], states: States) -> float:
         >>> weighted({"momentum": 0.25}, [torch.ones(2)], [state]), state["momentum_buffer"]
         (1.0, tensor([0.2500, 0.2500]))
     """
-    torch._foreach_lerp_([state["momentum_buffer"] for state in states], estimates, group["momentum"])
+    torch._foreach_lerp_(locals_of([state["momentum_buffer"] for state in states]), estimates, group["momentum"])
     return 1.0
 
 
@@ -207,7 +207,7 @@ class Scion(MatrixOptimizer):
         for param, state in zip(params, states, strict=True):
             if "momentum_buffer" not in state:
                 state["momentum_buffer"] = torch.zeros_like(param)
-        weighted(group, [param.grad for param in params], states)  # type: ignore[misc]
+        weighted(group, gradients_of(params), states)
         for param, state in zip(params, states, strict=True):
             buffer = state["momentum_buffer"]
             flat = buffer.flatten(1) if buffer.ndim > 2 else buffer

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import gradients_of, locals_of
+
 Group = Mapping[str, Any]
 States = Sequence[dict[str, Any]]
 
@@ -23,7 +25,7 @@ def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list
         >>> own_gradient({}, [weight], [{}])[0] is weight.grad
         True
     """
-    return [param.grad for param in params]  # type: ignore[misc]
+    return gradients_of(params)
 
 
 def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
@@ -39,7 +41,7 @@ def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
         (1.0, tensor([0.5000, 0.5000]))
     """
     momentum = group["momentum"]
-    torch._foreach_lerp_([state["momentum_buffer"] for state in states], estimates, 1 - momentum)
+    torch._foreach_lerp_(locals_of([state["momentum_buffer"] for state in states]), estimates, 1 - momentum)
     return momentum if group["nesterov"] else 1.0
 
 

@@ -145,7 +145,7 @@ class Teon(MatrixOptimizer):
         params, names, where = group["params"], group.get("param_names"), group_label(group)
         if group["stack"] is None:
             found = find_stacks(names, [tuple(p.shape) for p in params]) if names else []
-            group["stack"] = [stack for stack in found if len({params[i].dtype for i in stack}) == 1]
+            group["stack"] = [stack for stack in found if len({_kind(params[i]) for i in stack}) == 1]
             return []
         stacks, problems = [], []
         for stack in _nested(group["stack"]):
@@ -161,12 +161,19 @@ class Teon(MatrixOptimizer):
             shapes = {tuple(params[place].shape) for place in places}
             if len(shapes) > 1:
                 problems.append(f"{where}stack: shapes {sorted(shapes)} differ. A stack has weights of one shape.")
+            elif len({_kind(params[place]) for place in places}) > 1:
+                problems.append(f"{where}stack: its weights differ in dtype, or in the DeviceMesh that they are on.")
             stacks.append(places)
         flat = [place for stack in stacks for place in stack]
         if len(set(flat)) < len(flat):
             problems.append(f"{where}stack: a parameter is in it twice.")
         group["stack"] = stacks
         return problems
+
+
+def _kind(param: Tensor) -> tuple[Any, ...]:
+    """What the weights of a stack share beside their shape."""
+    return param.dtype, getattr(param, "device_mesh", None)
 
 
 def _nested(stack: Sequence[Any]) -> list[Sequence[Any]]:

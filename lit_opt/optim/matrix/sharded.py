@@ -1,0 +1,214 @@
+"""The step of a matrix method on DTensors: FSDP2, HSDP and tensor parallelism.
+
+Gradients, momentum and the update of the weights stay where the shards are. Whole matrices exist on their owners alone,
+one chunk at a time.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_opt.averaging.shards import is_sharded, like, local, locals_of, own_part
+from lit_opt.errors import RecipeError
+from lit_opt.optim.matrix.batches import add_, decay_
+from lit_opt.optim.matrix.boxes import cuts_of
+from lit_opt.optim.matrix.exchange import Job, exchange
+from lit_opt.optim.matrix.orthogonalize import compute_dtype
+from lit_opt.optim.matrix.plan import Chunk
+from lit_opt.optim.matrix.routes import Route, group_of
+
+
+def meshes_of(groups: Sequence[Mapping[str, Any]]) -> dict[Any, list[Tensor]]:
+    """The meshes that a method's matrices are on, with their parameters; the same in all their processes.
+
+    Example:
+        >>> meshes_of([{"params": [torch.ones(2, 2)], "algorithm": "muon"}])
+        {}
+    """
+    meshes: dict[Any, list[Tensor]] = {}
+    for group in groups:
+        for param in () if group.get("algorithm") == "adamw" else group["params"]:
+            if param.ndim > 1 and param.numel() and is_sharded(param):
+                meshes.setdefault(param.device_mesh, []).append(param)
+    return meshes
+
+
+def dividing_processes(optimizer: Any) -> int:
+    """How many processes divide the orthogonalisation: those of `share_work`, or of the largest mesh.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> dividing_processes(Muon([torch.ones(2, 2)]))
+        1
+    """
+    meshes = [mesh.size() for mesh in meshes_of(optimizer.param_groups)]
+    return max([getattr(optimizer, "_processes", 1), *meshes])
+
+
+def agree(meshes: Mapping[Any, Sequence[Tensor]], chunks: Sequence[Chunk], groups: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse a step in which processes of one mesh have gradients of different matrices, or different options.
+
+    Without this they would wait for one another for ever. It is one small all-reduce for each mesh. A CPU reads the
+    answer; another device stops by an assertion of its own, which the step does not wait for.
+
+    Args:
+        meshes: From `meshes_of`.
+        chunks: This process's plan.
+        groups: The optimizer's groups.
+
+    Raises:
+        RecipeError: On the CPU, with the parameters' names.
+
+    Example:
+        >>> agree({}, [], [])
+    """
+    for mesh, params in meshes.items():
+        device = local(params[0]).device
+        ours = [chunk for chunk in chunks if chunk.mesh == mesh]
+        has = [param.grad is not None for param in params]
+        said = [(chunk.shape, list(chunk.options.items()), _result_dtype(chunk, None)) for chunk in ours]
+        code = zlib.crc32(repr((has, said)).encode())
+        extremes = torch.tensor([code, -code], device=device)
+        group = group_of(mesh)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MAX, group=group)
+        same = extremes[0] == -extremes[1]
+        if device.type != "cpu":
+            torch._assert_async(same, "lit_opt: processes have gradients of different matrices, or different options.")
+        elif not bool(same):
+            raise RecipeError([_difference(has, params, groups, group)])
+
+
+def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
+    """Stages 1 to 5 on DTensors.
+
+    Placements that `lit_opt.optim.matrix.boxes.cuts_of` does not know take a slower way: their (1 - w) C + w M is gathered in every
+    process, and the results of their matrices go to every process, which cuts its own part. The work is divided all the same.
+
+    Args:
+        optimizer: A MatrixOptimizer.
+        routes: The way of each chunk.
+
+    Example:
+        >>> from lit_opt.optim import Muon
+        >>> step_sharded(Muon([torch.ones(2, 2)]), [])
+    """
+    mixes: dict[Tensor, Tensor] = {}
+    wholes: dict[Tensor, Tensor] = {}
+    exchange(
+        [
+            Job(
+                route=route,
+                groups=optimizer.param_groups,
+                give=partial(_give, optimizer, route.chunk, mixes),
+                compute=partial(_compute, optimizer, route),
+                take=partial(_take, optimizer, route, wholes),
+                dtype=_result_dtype(route.chunk, optimizer.stages.normalise),
+                beside=optimizer._beside(route.chunk),
+            )
+            for route in routes
+        ]
+    )
+
+
+def _give(optimizer: Any, chunk: Chunk, mixes: dict[Tensor, Tensor]) -> list[Tensor]:
+    """What this process holds of (1 - w) C + w M, for each slot."""
+    for index, params in chunk.opens:
+        for param, mixed in zip(params, _mixed(optimizer, index, params, chunk.dtype), strict=True):
+            mixes[param] = mixed if _is_known(param) else like(mixed, param).full_tensor()  # type: ignore[attr-defined]
+    return [mixes.pop(slot.param) if slot.last else mixes[slot.param] for slot in chunk.slots]
+
+
+def _mixed(optimizer: Any, index: int, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
+    estimates, buffers, share = optimizer._open(index, params)
+    buffers = locals_of(buffers)
+    if estimates is None:
+        return buffers
+    if buffers[0].dtype == dtype:
+        return list(torch._foreach_lerp(estimates, buffers, share))
+    return [e.to(dtype).lerp_(b.to(dtype), share) for e, b in zip(estimates, buffers, strict=True)]
+
+
+def _compute(optimizer: Any, route: Route, batch: Tensor) -> tuple[Tensor, Tensor | None]:
+    """The directions of this process's matrices, and what the method keeps of them beside the momentum."""
+    chunk = route.chunk
+    if not optimizer._beside(chunk):
+        return optimizer._direction(chunk, batch, None)
+    kept = torch.cat([optimizer._kept(chunk, slot).to(chunk.dtype) for slot in chunk.slots])
+    return optimizer._direction(chunk, batch, kept[route.ranges[route.rank]])
+
+
+def _take(
+    optimizer: Any, route: Route, wholes: dict[Tensor, Tensor], results: list[Tensor], moments: Tensor | None
+) -> None:
+    """Scale, decay and apply what came back of each matrix."""
+    chunk = route.chunk
+    for index, params in chunk.opens:
+        decay_(params, optimizer.param_groups[index]["lr"] * optimizer.param_groups[index]["weight_decay"])
+    if moments is not None:
+        own = [optimizer._kept(chunk, slot) for slot in chunk.slots]
+        torch._foreach_copy_(
+            own, [moments[slot.place].view_as(rows) for slot, rows in zip(chunk.slots, own, strict=True)]
+        )
+    alike: dict[tuple[int, tuple[int, int]], tuple[list[Tensor], list[Tensor]]] = {}
+    parts = [part for owner in route.take for part in owner]
+    for part, result in zip(parts, results, strict=True):
+        slot = chunk.slots[part.slot]
+        if _is_known(slot.param):
+            target = local(slot.param)
+        else:
+            if slot.param not in wholes:
+                wholes[slot.param] = result.new_zeros(slot.param.shape)
+            target = wholes[slot.param]
+        targets, updates = alike.setdefault((slot.group, slot.shape), ([], []))
+        targets.append(target if part.held is None else target[part.held])
+        updates.append(result)
+    for (index, shape), (targets, updates) in alike.items():
+        add_(targets, updates, optimizer._factor(index, shape, chunk.kernel))
+    for slot in chunk.slots:
+        if slot.last and slot.param in wholes:
+            local(slot.param).add_(own_part(wholes.pop(slot.param), slot.param))
+
+
+def _is_known(param: Any) -> bool:
+    return cuts_of(param.device_mesh.shape, param.placements) is not None
+
+
+def _result_dtype(chunk: Chunk, normalise: Any) -> torch.dtype:
+    """What P returns; what is normalised is in the chunk's dtype again."""
+    if normalise is not None or "orthogonalize" not in chunk.options:
+        return chunk.dtype
+    options, side = chunk.options, min(chunk.shape[1:])
+    device = local(chunk.slots[0].param).device
+    return compute_dtype(options["orthogonalize"], options["ns_dtype"], chunk.dtype, device, side)
+
+
+def _difference(has: list[bool], params: Sequence[Tensor], groups: Sequence[Mapping[str, Any]], group: Any) -> str:
+    """Which parameters have gradients in some processes alone; a collective."""
+    everyones: list[list[bool]] = [[]] * torch.distributed.get_world_size(group)
+    torch.distributed.all_gather_object(everyones, has, group=group)
+    names = {
+        id(param): repr(name)
+        for options in groups
+        for param, name in zip(options["params"], options.get("param_names") or (), strict=False)
+    }
+    for index, param in enumerate(params):
+        ranks: dict[bool, list[int]] = {True: [], False: []}
+        for rank, theirs in enumerate(everyones):
+            ranks[theirs[index]].append(rank)
+        if ranks[True] and ranks[False]:
+            name = names.get(id(param), f"a parameter of shape {tuple(param.shape)}")
+            return (
+                f"grad: {name} has a gradient in processes {ranks[True]} of its mesh and none in {ranks[False]}. Its "
+                f"matrices are assembled from all of them. Let every parameter take part in each process's loss (an "
+                f"expert without tokens: add 0 * its output), or give it to AdamW with algorithm='adamw'."
+            )
+    return (
+        "param_groups: orthogonalize, ns_steps, ns_dtype or the layout differ between processes, or their hardware "
+        "computes in other dtypes. Give all the same options, and ns_dtype='float32' or 'bfloat16' in place of 'auto'."
+    )

@@ -1,0 +1,104 @@
+"""What test_sharded.py lets two and four processes do; one process group for each number of them."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint.state_dict import (
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from lit_opt.errors import RecipeError
+from tests.optim.matrix.sharded_models import METHODS, STEPS, Weights, cut, noise, optimizer_of, shards_of, train, whole
+
+# (processes, how the weights are cut, dtype, methods).
+CASES = [
+    (2, "fsdp", torch.float64, tuple(METHODS)),
+    (2, "fsdp", torch.float32, tuple(METHODS)),
+    (2, "tp", torch.float64, tuple(METHODS)),
+    (4, "fsdp", torch.float64, tuple(METHODS)),
+    (4, "hsdp", torch.float64, tuple(METHODS)),
+    (4, "fsdp+tp", torch.float64, ("normuon", "teon")),
+    (4, "twice", torch.float64, ("normuon", "teon")),
+]
+SAVED_AT = 25
+# Two processes save, these load.
+LOADING = (1, 4)
+
+
+def save(module: Weights, optimizer: Any, path: Path) -> None:
+    state = {"model": get_model_state_dict(module), "optimizer": get_optimizer_state_dict(module, optimizer)}
+    dcp.save(state, checkpoint_id=path)
+
+
+def load(module: Weights, optimizer: Any, path: Path) -> None:
+    state = {"model": get_model_state_dict(module), "optimizer": get_optimizer_state_dict(module, optimizer)}
+    dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
+    set_model_state_dict(module, state["model"])
+    set_optimizer_state_dict(module, optimizer, state["optimizer"])
+
+
+def resumed(method: str, how: str | None, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights after the steps that the checkpoint lacks."""
+    module = Weights(torch.float64)
+    if how is not None:
+        cut(module, how)
+    optimizer = optimizer_of(method, module)
+    load(module, optimizer, folder / f"checkpoint.{method}")
+    rest = noise(torch.float64)[SAVED_AT:]
+    train(module, optimizer, rest if how is None else shards_of(rest, module), first=SAVED_AT)
+    return whole(module)
+
+
+def straight(method: str, how: str | None, dtype: torch.dtype, save_to: Path | None = None) -> dict[str, torch.Tensor]:
+    """Weights after all steps."""
+    module, noises = Weights(dtype), noise(dtype)
+    if how is not None:
+        noises = shards_of(noises, cut(module, how))
+    optimizer = optimizer_of(method, module)
+    train(module, optimizer, noises[:SAVED_AT])
+    if save_to is not None:
+        save(module, optimizer, save_to)
+    train(module, optimizer, noises[SAVED_AT:STEPS], first=SAVED_AT)
+    return whole(module)
+
+
+def disagreement() -> str:
+    """One process has no gradient of one weight."""
+    module = cut(Weights(torch.float32), "fsdp")
+    optimizer = optimizer_of("muon", module)
+    for name, param in module.named_parameters():
+        if name != "experts" or dist.get_rank():
+            param.grad = torch.zeros_like(param)
+    before = whole(module)["square"]
+    try:
+        optimizer.step()
+    except RecipeError as error:
+        assert torch.equal(whole(module)["square"], before)
+        return str(error)
+    return "no error"
+
+
+def work(rank: int, world: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    logging.disable(logging.WARNING)  # torch on DTensors that are gathered in two steps
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+    results: dict[str, Any] = {}
+    for processes, how, dtype, methods in CASES:
+        for method in methods if processes == world else ():
+            saves = (processes, how, dtype) == (2, "fsdp", torch.float64)
+            path = folder / f"checkpoint.{method}" if saves else None
+            results[f"{method}/{how}/{dtype}"] = straight(method, how, dtype, path)
+    for method in METHODS if world in LOADING else ():
+        results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
+    results["disagreement"] = disagreement()
+    torch.save(results, folder / f"{world}.{rank}.pt")
+    dist.destroy_process_group()

@@ -1,0 +1,61 @@
+"""Matrix methods on FSDP2, HSDP and tensor parallelism: two and four processes (gloo) take the steps of one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+
+from tests.optim.matrix.sharded_models import METHODS, distance
+from tests.optim.matrix.sharded_processes import CASES, LOADING, resumed, straight, work
+
+TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
+WORLDS = (2, 4)
+Results = dict[int, list[dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("sharded")
+    for world in WORLDS:
+        mp.spawn(work, args=(world, folder), nprocs=world)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def results(folder: Path) -> Results:
+    return {world: [torch.load(folder / f"{world}.{rank}.pt") for rank in range(world)] for world in WORLDS}
+
+
+@pytest.fixture(scope="module")
+def alone() -> dict[tuple[str, torch.dtype], dict[str, torch.Tensor]]:
+    return {(method, dtype): straight(method, None, dtype) for method in METHODS for dtype in TOLERANCE}
+
+
+@pytest.mark.parametrize(
+    ("world", "how", "dtype", "method"), [(*case, method) for *case, methods in CASES for method in methods], ids=str
+)
+def test_many_processes_are_one(results: Results, alone, world: int, how: str, dtype: torch.dtype, method: str):
+    first, *others = (result[f"{method}/{how}/{dtype}"] for result in results[world])
+    assert distance(first, alone[method, dtype]) <= TOLERANCE[dtype]
+    for other in others:
+        assert all(torch.equal(first[name], other[name]) for name in first)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("world", LOADING)
+def test_what_two_processes_saved_goes_on_in_one_and_in_four(
+    results: Results, alone, folder: Path, method: str, world: int
+):
+    got = resumed(method, None, folder) if world == 1 else results[world][0][f"{method}/resumed"]
+    assert distance(got, alone[method, torch.float64]) <= TOLERANCE[torch.float64]
+
+
+def test_a_gradient_that_some_processes_lack_is_refused_by_all(results: Results):
+    for ranks in results.values():
+        for result in ranks:
+            assert result["disagreement"].startswith("grad: 'experts' has a gradient in processes [1")
+            assert "none in [0]" in result["disagreement"]
