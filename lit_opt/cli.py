@@ -104,11 +104,23 @@ def _fit(args: list[str]) -> int:
 def list_(args: list[str]) -> int:
     """Recipes and optimizers."""
     parser = _parser("list", "Recipes and optimizers.", LIST_EXAMPLES)
-    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    parser.add_argument("--strategies", action="store_true", help="recipes by strategy and precision: what was tested")
+    formats = _one_of("text", "json", "markdown")
+    parser.add_argument("--format", type=formats, default="text", help="text (default) or json; --strategies: markdown")
     given = _parse(parser, args)
     from lit_opt.explain.formats import to_json
     from lit_opt.explain.listing import listing, listing_tables
 
+    if given.strategies:
+        from lit_opt.explain.strategies import strategies_dict, strategies_markdown, strategies_table
+
+        if given.format == "text":
+            _show(*strategies_table(), width=None if sys.stdout.isatty() else 100)
+        else:
+            print(to_json(strategies_dict()) if given.format == "json" else strategies_markdown().rstrip())
+        return 0
+    if given.format == "markdown":
+        raise RecipeError(["format: 'markdown' is for `lit-opt list --strategies`. Known here: text, json."])
     if given.format == "json":
         print(to_json(listing()))
         return 0
@@ -173,7 +185,8 @@ def check(args: list[str]) -> int:
     from lit_opt.commands.check import check_config  # torch and lightning: seconds
     from lit_opt.preflight.check_report import renderables, report_json
 
-    report, notes = check_config(rest, given.setting)
+    ignore = [one.strip() for ids in given.ignore for one in ids.split(",") if one.strip()]
+    report, notes = check_config(rest, given.setting, ignore)
     if given.format == "json":
         print(report_json(report))
     else:

@@ -3,11 +3,23 @@
 import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.processes import LIGHTNINGS
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-tables", action="store_true", help="note what passes in lit_opt/explain/strategies.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--write-tables"):
+        from tests.contract.record import WRITES
+
+        WRITES["tables"] = True
 
 
 @pytest.fixture(autouse=True)
@@ -19,6 +31,19 @@ def _environment_of_one_process() -> Iterator[None]:
             os.environ.pop(key, None)
         else:
             os.environ[key] = value
+
+
+# What Lightning and the workloads write into the current directory; git ignores these, so nobody else would see them.
+WRITTEN = ("checkpoints", "lightning_logs", "runs")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_in_the_checkout() -> Iterator[None]:
+    here = Path.cwd()
+    before = {name for name in WRITTEN if (here / name).exists()}
+    yield
+    left = [name for name in WRITTEN if (here / name).exists() and name not in before]
+    assert not left, f"left in {here}: {', '.join(left)}. Use monkeypatch.chdir(tmp_path)."
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ Lightning.
 
 The rule and its warm-up are those of fadel/pytorch_ema, also in facebookresearch/flow_matching
 `models/ema.py` and huggingface/diffusers `training_utils.py`. Different here: averages of half-precision
-weights are float32 (in bfloat16 an average with decay 0.9999 stands still), sharded parameters (FSDP2) are
+weights are float32 (in bfloat16 an average with decay 0.9999 stands still), sharded parameters (FSDP2, FSDP1) are
 averaged shard by shard, and nothing is deep-copied. Buffers are not stored unless asked for: an averaged model uses
 the live ones, which is an exact copy at no cost. Integer ones never are: averaging would truncate counters.
 """
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from lit_opt.averaging.flat import FlatPart, flat_parts
 from lit_opt.averaging.shards import clean_name, gathered, is_sharded, like, local, own_part, reshard
 from lit_opt.errors import RecipeError
 
@@ -74,6 +75,12 @@ class _Entry:
     parameter: Tensor
     shadow: Tensor
     raw: Tensor | None = None
+    flat: FlatPart | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the whole parameter."""
+        return self.parameter.shape if self.flat is None else self.flat.shape
 
 
 class Averages:
@@ -86,6 +93,7 @@ class Averages:
         module: The module. Its parameters must be materialized; lazy ones join at a later `refresh`.
         offload: Keep the averages in CPU memory (pinned, where the weights are on a CUDA device).
         buffers: Average floating-point buffers of the state_dict as well.
+        root: What FSDP1 has wrapped the module in.
 
     Example:
         >>> layer = nn.Linear(1, 1, bias=False)
@@ -97,8 +105,11 @@ class Averages:
         0.1
     """
 
-    def __init__(self, module: nn.Module, offload: bool = False, buffers: bool = False) -> None:
+    def __init__(
+        self, module: nn.Module, offload: bool = False, buffers: bool = False, root: nn.Module | None = None
+    ) -> None:
         self.module = module
+        self.root = root or module
         self.offload = offload
         self.buffers = buffers
         self.swapped = False
@@ -118,7 +129,8 @@ class Averages:
             Names that joined, names that left.
         """
         with torch.inference_mode(False), torch.no_grad():
-            reshard(self.module)
+            reshard(self.root)
+            flat = flat_parts(self.root)
             entries: dict[str, _Entry] = {}
             for full_name, parameter, trained in self._named():
                 name = clean_name(full_name)
@@ -129,7 +141,7 @@ class Averages:
                     entry = _Entry(parameter, self._new_shadow(parameter))
                 elif entry.shadow.device != self._device(parameter):
                     entry.shadow = entry.shadow.to(self._device(parameter))
-                entry.parameter = parameter
+                entry.parameter, entry.flat = parameter, flat.get(id(parameter))
                 entries[name] = entry
             joined, left = entries.keys() - self.entries.keys(), self.entries.keys() - entries.keys()
             self.entries = entries
@@ -170,7 +182,7 @@ class Averages:
         if self.swapped:
             return
         with torch.inference_mode(False), torch.no_grad():
-            reshard(self.module)
+            reshard(self.root)
             for entry in self.entries.values():
                 live = local(entry.parameter)
                 entry.raw = live.detach().to("cpu" if self.offload else live.device, copy=True)
@@ -183,7 +195,7 @@ class Averages:
         if not self.swapped:
             return
         with torch.inference_mode(False), torch.no_grad():
-            reshard(self.module)
+            reshard(self.root)
             for entry in self.entries.values():
                 if entry.raw is not None:
                     local(entry.parameter).copy_(entry.raw)
@@ -192,16 +204,19 @@ class Averages:
 
     def part(self, name: str, raw: bool = False) -> Tensor:
         """The average (or the raw weights, while swapped) of one parameter, sharded as the parameter is."""
-        entry = self.entries[name]
-        held = entry.shadow
-        if raw:
-            held = local(entry.parameter).detach() if entry.raw is None else entry.raw
-        return like(held, entry.parameter)
+        return like(self._held(name, raw), self.entries[name].parameter)
 
     def whole(self, name: str, raw: bool = False) -> Tensor:
         """As `part`, whole. For a sharded parameter a collective that every process must call."""
         with torch.inference_mode(False), torch.no_grad():
-            return gathered(self.part(name, raw))
+            flat = self.entries[name].flat
+            return gathered(self.part(name, raw)) if flat is None else flat.whole(self._held(name, raw))
+
+    def _held(self, name: str, raw: bool) -> Tensor:
+        entry = self.entries[name]
+        if not raw:
+            return entry.shadow
+        return local(entry.parameter).detach() if entry.raw is None else entry.raw
 
     def load(self, wholes: Mapping[str, Tensor]) -> list[str]:
         """Set the averages from whole tensors by name.
@@ -217,16 +232,17 @@ class Averages:
         """
         problems = [
             f"EMA: the average of {name} has shape {tuple(wholes[name].shape)} in the checkpoint and "
-            f"{tuple(entry.parameter.shape)} in the model. Load it into the model that it was trained with."
+            f"{tuple(entry.shape)} in the model. Load it into the model that it was trained with."
             for name, entry in self.entries.items()
-            if name in wholes and wholes[name].shape != entry.parameter.shape
+            if name in wholes and wholes[name].shape != entry.shape
         ]
         if problems:
             raise RecipeError(problems)
         with torch.inference_mode(False), torch.no_grad():
             for name, entry in self.entries.items():
                 if name in wholes:
-                    entry.shadow.copy_(own_part(wholes[name], entry.parameter))
+                    whole = wholes[name]
+                    entry.shadow.copy_(entry.flat.cut(whole) if entry.flat else own_part(whole, entry.parameter))
         return [name for name in self.entries if name not in wholes]
 
     def _device(self, parameter: Tensor) -> torch.device:

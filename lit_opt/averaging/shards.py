@@ -1,4 +1,4 @@
-"""What FSDP2 and tensor parallelism (DTensor) ask of code that reads and writes weights in place."""
+"""What FSDP and tensor parallelism (DTensor) ask of code that reads and writes weights in place."""
 
 from __future__ import annotations
 
@@ -8,15 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lit_opt.averaging.flat import reshard_flat
+
+_ADDED = ("_orig_mod.", "_checkpoint_wrapped_module.", "_fsdp_wrapped_module.")
+
 
 def clean_name(name: str) -> str:
-    """A dotted name without the parts that torch.compile and activation checkpointing add.
+    """A dotted name without the parts that torch.compile, activation checkpointing and FSDP1 add.
 
     Example:
         >>> clean_name("net._orig_mod.0._checkpoint_wrapped_module.weight")
         'net.0.weight'
     """
-    return name.replace("_orig_mod.", "").replace("_checkpoint_wrapped_module.", "")
+    for part in _ADDED:
+        name = name.replace(part, "")
+    return name
 
 
 def is_sharded(tensor: object) -> bool:
@@ -39,7 +45,7 @@ def is_flat_shard(parameter: object) -> bool:
 
 
 def reshard(module: nn.Module) -> None:
-    """Put FSDP2 modules back to shards.
+    """Put the modules of FSDP2 and FSDP1 back to shards.
 
     After a forward the root group stays gathered. Weights written to the shards at that moment would not be
     seen by the next forward, and the gathered ones would be trained on.
@@ -51,6 +57,7 @@ def reshard(module: nn.Module) -> None:
     for part in module.modules():
         if isinstance(part, FSDPModule):
             part.reshard()
+    reshard_flat(module)
 
 
 def gathered(tensor: Tensor) -> Tensor:

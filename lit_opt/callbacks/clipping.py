@@ -12,6 +12,8 @@ from torch.nn.utils import clip_grad_value_, clip_grads_with_norm_, get_total_no
 
 from lit_opt.recipes.schema import ClipSpec
 
+_HALF = (torch.float16, torch.bfloat16)
+
 
 def clip_gradients(parameters: Iterable[Tensor], clip: ClipSpec, root: Any = None) -> Tensor | None:
     """Clip the gradients in place.
@@ -68,7 +70,17 @@ def _buckets(parameters: list[Tensor]) -> dict[object, list[Tensor]]:
 
 
 def _norm(parameters: list[Tensor]) -> Tensor:
-    return get_total_norm([p.grad for p in parameters if p.grad is not None])
+    """In float32 also of half-precision gradients: of float16 the sum of squares overflows at 256, and three digits are
+    all that bfloat16 has.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if all(gradient.dtype in _HALF for gradient in gradients):
+        if isinstance(gradients[0], DTensor):  # they have no foreach form of it
+            norms = [torch.linalg.vector_norm(gradient, dtype=torch.float32) for gradient in gradients]
+        else:
+            norms = list(torch._foreach_norm(gradients, 2.0, dtype=torch.float32))
+        return torch.linalg.vector_norm(torch.stack(norms))
+    return get_total_norm(gradients)
 
 
 def _full(norm: Tensor) -> Tensor:

@@ -15,10 +15,12 @@ from lit_opt.errors import RecipeError
 from lit_opt.optim import build
 from lit_opt.optim.registry import row_of
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
+from lit_opt.param_groups.snapshot import refuse_unreadable
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
 from lit_opt.resolve.overrides_optimizer import class_keywords
 from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.strategies import shard_problems
 
 
 @dataclass(kw_only=True)
@@ -58,6 +60,7 @@ def configure_run(
         RecipeError: All problems at once.
     """
     resolved = resolve(spec, overrides, facts)
+    refuse_unreadable(module)
     if is_flattened(module):
         refuse_shards(resolved, "flat shards (FSDP1 or ZeRO)")
     groups = group_parameters(snapshot, resolved)
@@ -88,27 +91,24 @@ def configure_run(
 
 
 def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
-    """Refuse a matrix method where no process has a whole matrix.
+    """Refuse an optimizer that reads whole tensors where no process has one.
 
     Args:
         resolved: The recipe's numbers.
         where: What the parameters have become, for the message.
 
     Raises:
-        RecipeError: The optimizer is a matrix method.
+        RecipeError: The optimizer is a matrix method, layer-wise or factored.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
         >>> from lit_opt.resolve import preview
         >>> refuse_shards(preview(get_recipe("llm")), "flat shards")
     """
-    if isinstance(resolved.optimizer, str) and row_of(resolved.optimizer, resolved.hyperparameters).matrix:
-        raise RecipeError(
-            [
-                f"optimizer: {resolved.optimizer} orthogonalises whole matrices, and this strategy makes them {where}, in "
-                "which rows and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with AdamW."
-            ]
-        )
+    if isinstance(resolved.optimizer, str):
+        problems = shard_problems(row_of(resolved.optimizer, resolved.hyperparameters), where)
+        if problems:
+            raise RecipeError(problems)
 
 
 def build_optimizer(

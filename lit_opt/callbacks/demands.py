@@ -6,43 +6,31 @@ from typing import Any
 
 from torch.optim import Optimizer
 
+from lit_opt.callbacks.facts import strategy_kind, takes_scaled_gradients
 from lit_opt.callbacks.matrix import exact_problems, share_work
 from lit_opt.callbacks.two_passes import prepare_two_passes, two_pass_problems
 from lit_opt.errors import RecipeError
 from lit_opt.optim import get_row
 from lit_opt.resolve.resolved import ResolvedRecipe
-
-# By name: DeepSpeedStrategy derives from DDPStrategy.
-_FITTING = {"SingleDeviceStrategy", "DDPStrategy"}
+from lit_opt.resolve.strategies import refusals
 
 
-def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any) -> list[str]:
-    """What the optimizer needs and this run does not have.
+def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, optimizer: bool = True) -> list[str]:
+    """What the recipe needs and this run does not have.
 
     Args:
         resolved: The recipe's numbers.
         trainer: A Trainer inside `fit`.
         module: Its LightningModule.
+        optimizer: Whether the recipe's optimizer is used, not one of the module's own.
     """
-    row = get_row(resolved.optimizer) if isinstance(resolved.optimizer, str) else None
-    problems = exact_problems(resolved, trainer, module)
+    row = get_row(resolved.optimizer) if optimizer and isinstance(resolved.optimizer, str) else None
+    precision = "16-mixed" if takes_scaled_gradients(trainer) else "32-true"
+    problems = refusals(resolved, strategy_kind(trainer), precision, optimizer=optimizer)
+    problems += exact_problems(resolved, trainer, module) if optimizer else []
     if row is not None and row.needs_closure:
         problems += two_pass_problems(row.name, trainer, module)
-    if row is None or not (row.needs_module or row.exchanges):
-        return problems
-    strategy = trainer.strategy
-    kinds = {base.__name__ for base in type(strategy).__mro__}
-    if not kinds & _FITTING or "DeepSpeedStrategy" in kinds:
-        problems.append(
-            f"optimizer: {row.name} needs whole parameters in every process, and {type(strategy).__name__} shards them or "
-            "steps by itself. Use strategy='ddp' or one device, or Recipe(..., optimizer='adamw')."
-        )
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        why = "would skip different steps in different processes" if row.exchanges else "sees scaled gradients"
-        problems.append(
-            f"optimizer: {row.name} {why} under precision='16-mixed' (a GradScaler). Use 'bf16-mixed' or '32-true'."
-        )
-    if row.exchanges and getattr(strategy, "_ddp_comm_hook", None) is not None:
+    if row is not None and row.exchanges and getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
         problems.append(
             f"optimizer: {row.name} brings its own communication hook, and DDPStrategy(ddp_comm_hook=...) was given. "
             "Remove it, or choose another optimizer."

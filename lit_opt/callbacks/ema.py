@@ -29,6 +29,7 @@ from lit_opt.callbacks.ema_file import (
     write_averages,
 )
 from lit_opt.callbacks.ema_support import follow_module, patch_method, some_names
+from lit_opt.callbacks.facts import fsdp1_root
 from lit_opt.errors import RecipeError
 
 
@@ -54,8 +55,8 @@ class EMA(Callback):
     `raw_state_dict` the raw weights; a resume with this callback is exact as well. `EMA.load` and
     `lit_opt.callbacks.export.export_ema` read the averages.
 
-    Not run on a GPU so far; `offload` uses pinned memory there. FSDP2 (`ModelParallelStrategy`) is supported,
-    FSDP1 and DeepSpeed are refused. After `ddp_spawn` the averages are only in the checkpoint. A weights-only
+    Not run on a GPU so far; `offload` uses pinned memory there. FSDP2 (`ModelParallelStrategy`) and FSDP1 are
+    supported, DeepSpeed is refused. After `ddp_spawn` the averages are only in the checkpoint. A weights-only
     checkpoint that is written after `fit`, or because of an exception, holds the raw weights only.
 
     Args:
@@ -223,8 +224,8 @@ class EMA(Callback):
         """An EMA may start from the initial weights; a mean should not count them."""
         return max(self.start_step, 1) if self.kind == "swa" else self.start_step
 
-    def _begin(self, module: nn.Module) -> Averages:
-        return Averages(module, self.offload, self.buffers)
+    def _begin(self, module: pl.LightningModule) -> Averages:
+        return Averages(module, self.offload, self.buffers, root=fsdp1_root(module.trainer))
 
     def _is_of(self, module: nn.Module) -> bool:
         return self._averages is not None and self._averages.module is module
@@ -237,7 +238,7 @@ class EMA(Callback):
         else:
             self._stepped = True
 
-    def _update(self, module: nn.Module) -> None:
+    def _update(self, module: pl.LightningModule) -> None:
         if not self._stepped:
             return
         self._stepped = False
@@ -319,7 +320,8 @@ class EMA(Callback):
 
         def on_load_checkpoint(self: pl.LightningModule, checkpoint: dict[str, Any]) -> None:
             if self is module:
-                ours._file, ours._file_was_read = averages_in(checkpoint, module), True
+                found = averages_in(checkpoint, module, root=fsdp1_root(trainer))
+                ours._file, ours._file_was_read = found, True
             load(self, checkpoint)
 
         save, take_off_save = patch_method(module, on_save_checkpoint)

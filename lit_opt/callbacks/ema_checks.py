@@ -6,13 +6,14 @@ import lightning.pytorch as pl
 from lightning.pytorch.callbacks import Callback
 from torch.optim import Optimizer
 
+from lit_opt.callbacks.facts import strategy_kind
 from lit_opt.errors import nearest
+from lit_opt.resolve.strategies import averaging_problem
 
 _CHECKPOINT_WORDS = ("raw", "ema")
 _KINDS = ("ema", "swa")
 # By name: WeightAveraging came with Lightning 2.6, and pytorch_lightning has classes of its own.
 _RIVALS = {"EMA", "WeightAveraging", "StochasticWeightAveraging"}
-_FLAT_STRATEGIES = {"FSDPStrategy", "XLAFSDPStrategy", "DeepSpeedStrategy"}
 
 
 def argument_problems(
@@ -65,14 +66,17 @@ def trainer_problems(ema: Callback, trainer: pl.Trainer) -> list[str]:
     return problems
 
 
-def strategy_problem(trainer: pl.Trainer) -> str:
-    """Why weights cannot be averaged by name under the Trainer's strategy; "" where they can."""
-    if not _FLAT_STRATEGIES & {base.__name__ for base in type(trainer.strategy).__mro__}:
-        return ""
-    return (
-        f"under {type(trainer.strategy).__name__} the weights are flattened or held by the engine and cannot be averaged "
-        "by name. Use ModelParallelStrategy (FSDP2) or DDP"
-    )
+def strategy_problem(trainer: pl.Trainer, shards: bool = True) -> str:
+    """Why weights cannot be averaged by name under the Trainer's strategy; "" where they can.
+
+    Args:
+        trainer: A Trainer.
+        shards: Whether who asks can average FSDP1's flat shards.
+    """
+    kind = strategy_kind(trainer)
+    if kind == "fsdp1" and not shards:
+        return "under FSDPStrategy the weights are flattened. Use ModelParallelStrategy (FSDP2) or DDP"
+    return averaging_problem(kind)
 
 
 def optimizer_problems(trainer: pl.Trainer) -> list[str]:

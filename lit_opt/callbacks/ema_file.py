@@ -17,9 +17,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed._shard.sharded_tensor import ShardedTensor
 
 from lit_opt.averaging import Averages
-from lit_opt.averaging.shards import clean_name, gathered, is_sharded, reshard, write_into
+from lit_opt.averaging.flat import flat_parts
+from lit_opt.averaging.shards import clean_name, gathered, is_sharded, like, own_part, reshard, write_into
 from lit_opt.errors import RecipeError
 
 META = "lit_opt_ema"
@@ -48,10 +50,11 @@ def write_averages(checkpoint: dict[str, Any], averages: Averages, module: nn.Mo
         layout: "raw" or "ema".
         keep: Whether this process writes the file; others gather and drop.
     """
-    reshard(module)
+    reshard(averages.root)
     by_key = _names_by_key(averages, module)
     # In one order on all processes, whether or not they have a state_dict (FSDP2: rank 0 alone, or shards on
     # all).
+    state: dict[str, Any] = checkpoint["state_dict"]
     whole: dict[str, Tensor] = {}
     whole_raw: dict[str, Tensor] = {}
     for name in averages.entries:
@@ -59,20 +62,21 @@ def write_averages(checkpoint: dict[str, Any], averages: Averages, module: nn.Mo
             if raw and not averages.swapped and layout == "raw":
                 continue  # state_dict has them
             tensor = averages.whole(name, raw)
-            if keep or not is_sharded(averages.entries[name].parameter):
+            entry = averages.entries[name]
+            # Of flat shards nothing but whole tensors can be cut anew, into the shards of a checkpoint.
+            if keep or (entry.flat is None and not is_sharded(entry.parameter)) or (entry.flat is not None and state):
                 target[name] = tensor
-    state: dict[str, Any] = checkpoint["state_dict"]
     ema_state: dict[str, Any] = {}
     raw_state: dict[str, Any] = {}
     for key, value in list(state.items()):
         averaged = by_key.get(clean_name(key))
         if averaged is None:
-            ema_state[key] = raw_state[key] = gathered(value) if isinstance(value, Tensor) else value
+            ema_state[key] = raw_state[key] = _whole_of(value)
             continue
         if averages.swapped and layout == "raw":
-            state[key] = averages.part(averaged, raw=True) if is_sharded(value) else whole_raw.get(averaged)
+            state[key] = _as_saved(value, averages, averaged, whole_raw, raw=True)
         elif layout == "ema":
-            state[key] = averages.part(averaged) if is_sharded(value) else whole.get(averaged)
+            state[key] = _as_saved(value, averages, averaged, whole, raw=False)
         ema_state[key] = whole.get(averaged)
         raw_state[key] = whole_raw.get(averaged)
     if not keep:
@@ -80,6 +84,29 @@ def write_averages(checkpoint: dict[str, Any], averages: Averages, module: nn.Mo
     checkpoint["ema_state_dict"] = ema_state
     if layout == "ema":
         checkpoint["raw_state_dict"] = raw_state
+
+
+def _as_saved(value: Any, averages: Averages, name: str, whole: dict[str, Tensor], raw: bool) -> Any:
+    """What takes the place of a weight in `state_dict`, in shards where it is in shards there."""
+    if isinstance(value, ShardedTensor):
+        for shard in value.local_shards():
+            at = zip(shard.metadata.shard_offsets, shard.metadata.shard_sizes, strict=True)
+            shard.tensor.copy_(whole[name][tuple(slice(start, start + size) for start, size in at)])
+        return value
+    if not is_sharded(value):
+        return whole.get(name)
+    return (
+        averages.part(name, raw) if averages.entries[name].flat is None else like(own_part(whole[name], value), value)
+    )
+
+
+def _whole_of(value: Any) -> Any:
+    """A buffer or a frozen weight of `state_dict`, whole."""
+    if isinstance(value, ShardedTensor):
+        out = torch.empty(value.size(), dtype=value.dtype) if torch.distributed.get_rank() == 0 else None
+        value.gather(dst=0, out=out)
+        return out
+    return gathered(value) if isinstance(value, Tensor) else value
 
 
 def named_averages(found: AveragesInFile, averages: Averages, module: nn.Module) -> dict[str, Tensor]:
@@ -90,6 +117,9 @@ def named_averages(found: AveragesInFile, averages: Averages, module: nn.Module)
 
 def _live_state(module: nn.Module) -> dict[str, Any]:
     """Key of the state_dict -> the live parameter or buffer."""
+    if any(getattr(parameter, "_fsdp_flattened", False) for parameter in module.parameters()):
+        # FSDP1 would gather them; it has no keys of its own.
+        return dict([*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)])
     try:
         return module.state_dict(keep_vars=True)
     except TypeError:  # overridden without the keyword
@@ -102,11 +132,16 @@ def _names_by_key(averages: Averages, module: nn.Module) -> dict[str, str | None
     return {clean_name(key): names.get(id(live)) for key, live in _live_state(module).items()}
 
 
-def averages_in(checkpoint: dict[str, Any], module: nn.Module) -> AveragesInFile | None:
+def averages_in(checkpoint: dict[str, Any], module: nn.Module, root: nn.Module | None = None) -> AveragesInFile | None:
     """Read a loaded checkpoint, and see to it that the module gets the raw weights.
 
-    FSDP2 has loaded `state_dict` into the module, and removed it, before any hook; then they are written
+    FSDP has loaded `state_dict` into the module, and removed it, before any hook; then they are written
     here. Other strategies load `state_dict` after this.
+
+    Args:
+        checkpoint: What Lightning has read.
+        module: The module that is loaded.
+        root: What FSDP1 has wrapped it in.
     """
     meta = checkpoint.get(META)
     if meta is None:
@@ -115,11 +150,13 @@ def averages_in(checkpoint: dict[str, Any], module: nn.Module) -> AveragesInFile
     if raw and "state_dict" in checkpoint:
         checkpoint["state_dict"] = raw
     elif raw:
-        reshard(module)
+        reshard(root or module)
+        flat = flat_parts(root or module)
         values = {clean_name(key): value for key, value in raw.items()}
         for key, live in _live_state(module).items():
             if isinstance(live, Tensor) and clean_name(key) in values:
-                write_into(live, values[clean_name(key)])
+                value = values[clean_name(key)]
+                write_into(live, flat[id(live)].cut(value) if id(live) in flat else value)
     averages = {clean_name(key): tensor for key, tensor in checkpoint.get("ema_state_dict", {}).items()}
     return AveragesInFile(updates=meta["updates"], steps=meta["steps"], averages=averages)
 

@@ -8,6 +8,18 @@ from typing import Any
 from lit_opt.averaging.shards import is_flat_shard
 from lit_opt.errors import RecipeError
 from lit_opt.resolve.resolved import RunFacts
+from lit_opt.resolve.strategies import FLAT
+
+# The most derived class that is listed counts: XLAStrategy derives from DDPStrategy.
+_KINDS = {
+    "XLAFSDPStrategy": "xla_fsdp",
+    "XLAStrategy": "xla",
+    "SingleDeviceXLAStrategy": "xla",
+    "FSDPStrategy": "fsdp1",
+    "ModelParallelStrategy": "fsdp2",
+    "DDPStrategy": "ddp",
+    "SingleDeviceStrategy": "single",
+}
 
 
 def run_facts(trainer: Any, parameter_count: int) -> RunFacts:
@@ -82,7 +94,25 @@ def is_flattened(module: Any) -> bool:
 
 def is_deepspeed(trainer: Any) -> bool:
     """DeepSpeed clips by itself."""
-    return type(trainer.strategy).__name__ == "DeepSpeedStrategy"
+    return strategy_kind(trainer).startswith("zero")
+
+
+def strategy_kind(trainer: Any) -> str:
+    """The Trainer's strategy as a key of `lit_opt.resolve.strategies.STRATEGIES`; also "zero0", "xla_fsdp" and "other".
+
+    FSDP2, HSDP and tensor parallelism are one class, and "fsdp2" here. By name, so that no library is imported.
+    """
+    names = [base.__name__ for base in type(trainer.strategy).__mro__]
+    if "DeepSpeedStrategy" in names:
+        config = getattr(trainer.strategy, "config", None)
+        stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
+        return f"zero{stage}"
+    return next((_KINDS[name] for name in names if name in _KINDS), "other")
+
+
+def takes_scaled_gradients(trainer: Any) -> bool:
+    """Whether a gradient scaler (16-mixed) stands between the gradients and the optimizer's step."""
+    return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
 def flat_shards(trainer: Any) -> str:
@@ -90,12 +120,7 @@ def flat_shards(trainer: Any) -> str:
 
     DeepSpeed's stages 1 and 2 keep the module's parameters whole, but step on flat partitions of copies.
     """
-    name = type(trainer.strategy).__name__
-    if name == "FSDPStrategy":
-        return "flat shards (FSDP1)"
-    config = getattr(trainer.strategy, "config", None)
-    stage = config.get("zero_optimization", {}).get("stage", 0) if isinstance(config, dict) else 0
-    return f"flat shards (ZeRO stage {stage})" if name == "DeepSpeedStrategy" and stage else ""
+    return FLAT.get(strategy_kind(trainer), "")
 
 
 def fsdp1_root(trainer: Any) -> Any:

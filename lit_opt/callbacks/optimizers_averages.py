@@ -8,7 +8,6 @@ import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_opt.averaging import Averages
 from lit_opt.averaging.shards import local
 from lit_opt.callbacks.ema import EMA
 
@@ -59,13 +58,13 @@ class OptimizersAverages(EMA):
             self.steps += 1
             self.updates += 1
 
-    def _update(self, module: torch.nn.Module) -> None:
+    def _update(self, module: pl.LightningModule) -> None:
         self._count()
         if not self._unread:
             return
         self._unread = False
         if self._averages is None:
-            self._averages = Averages(module, self.offload)
+            self._averages = self._begin(module)
         self._averages.refresh()
         params = [p for group in self._optimizer.param_groups for p in group["params"]]
         with torch.no_grad():

@@ -6,7 +6,9 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+from lit_opt.callbacks.facts import is_deepspeed
 from lit_opt.errors import RecipeError
+from lit_opt.recipes.schema import ClipSpec
 
 
 class Patched:
@@ -88,6 +90,44 @@ def is_overridden(module: Any, name: str) -> bool:
     """Whether the module has its own method `name`. Works in both Lightning namespaces."""
     method = getattr(module, name, None)
     return method is not None and getattr(method, "__qualname__", "") != f"LightningModule.{name}"
+
+
+def attachment_problems(recipe: Any, trainer: Any, module: Any, *, own: bool, clip: ClipSpec | None) -> list[str]:
+    """What stands in the way of a recipe on this module and Trainer: methods of its own, clipping twice.
+
+    Args:
+        recipe: The recipe.
+        trainer: A Trainer inside `fit`.
+        module: Its LightningModule.
+        own: Whether the module has its own configure_optimizers.
+        clip: What the recipe clips, None for nothing.
+    """
+    problems = []
+    name = type(module).__name__
+    if own and recipe.existing == "error":
+        problems.append(
+            f"existing: {name} has its own configure_optimizers, and existing='error' was given. Remove the method, "
+            "or give existing='replace' or 'keep'."
+        )
+    if own and recipe.existing is None and not module.automatic_optimization:
+        problems.append(
+            f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
+            "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
+        )
+    if clip is not None and trainer.gradient_clip_val:
+        problems.append(
+            f"clip: both Trainer(gradient_clip_val={trainer.gradient_clip_val}) and the recipe "
+            f"(clip={clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
+        )
+    if clip is not None and clip.kind == "value" and is_deepspeed(trainer):
+        problems.append(
+            "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
+        )
+    if clip is not None and "clip" in recipe.overrides and is_overridden(module, "configure_gradient_clipping"):
+        problems.append(
+            f"clip: {name} has its own configure_gradient_clipping, and Recipe(clip=...) was given. Keep one."
+        )
+    return problems
 
 
 def refuse_other_owners(module: Any, recipe: object, callbacks: list[Any]) -> None:

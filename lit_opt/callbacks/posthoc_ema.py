@@ -76,7 +76,7 @@ class PostHocEMA(Callback):
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Refuse strategies under which weights have no names."""
-        flat = strategy_problem(trainer) if stage == "fit" else ""
+        flat = strategy_problem(trainer, shards=False) if stage == "fit" else ""
         if flat:
             raise RecipeError([f"PostHocEMA: {flat}, or remove it."])
 

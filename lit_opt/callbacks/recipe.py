@@ -4,29 +4,29 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt import recipes
 from lit_opt.callbacks import resume
-from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.demands import fit_to_run
 from lit_opt.callbacks.facts import run_facts
 from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.callbacks.nonfinite import POLICIES, FiniteSteps
+from lit_opt.callbacks.outside import OutsideTrainer
 from lit_opt.callbacks.owns_ema import OwnsEMA
 from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.plans import Plans
 from lit_opt.callbacks.session import Session
-from lit_opt.errors import RecipeError
+from lit_opt.errors import RecipeError, nearest
 from lit_opt.param_groups import snapshot_parameters
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import preview
 from lit_opt.resolve.overrides import find_problems
-from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.resolved import ResolvedRecipe
 
 
-class Recipe(Plans, OwnsEMA):
+class Recipe(Plans, OutsideTrainer, OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
@@ -56,6 +56,8 @@ class Recipe(Plans, OwnsEMA):
             optimizer and scheduler stay, clipping and averaging are added) or "error". Under manual optimization
             an own method is never replaced unless "replace" is given.
         on_resume: Where a checkpoint's recipe differs: "error", "checkpoint" (its values win) or "config" (these win).
+        on_nonfinite: A loss or a gradient that is nan or inf: "raise", "skip" (neither weights, nor optimizer state, nor
+            averages change; the schedule goes on; after 20 in a row it is an error) or "ignore". See docs/interruptions.md.
 
     Raises:
         RecipeError: All problems that can be seen without a run, in one message.
@@ -95,6 +97,7 @@ class Recipe(Plans, OwnsEMA):
         parts: dict[str, Any] | None = None,
         existing: Literal["replace", "keep", "error"] | None = None,
         on_resume: Literal["error", "checkpoint", "config"] = "error",
+        on_nonfinite: Literal["raise", "skip", "ignore"] = "raise",
     ) -> None:
         given = {
             "optimizer": optimizer,
@@ -123,15 +126,21 @@ class Recipe(Plans, OwnsEMA):
         for key, word, allowed in (
             ("existing", existing, (None, "replace", "keep", "error")),
             ("on_resume", on_resume, ("error", "checkpoint", "config")),
+            ("on_nonfinite", on_nonfinite, POLICIES),
         ):
             if word not in allowed:
-                problems.append(f"{key}: {word!r} is unknown. Known: {', '.join(map(repr, filter(None, allowed)))}.")
+                known = [str(name) for name in allowed if name]
+                problems.append(
+                    f"{key}: {word!r} is unknown.{nearest(word, known)} Known: {', '.join(map(repr, known))}."
+                )
         if problems:
             raise RecipeError(problems)
         self.existing = existing
         self.on_resume = on_resume
+        self.on_nonfinite = on_nonfinite
         self.run: Configured | None = None
         self._session: Session | None = None
+        self._steps: FiniteSteps | None = None
         self.ema = self.averaging(preview(self.spec, self.overrides))
 
     def __repr__(self) -> str:
@@ -153,6 +162,11 @@ class Recipe(Plans, OwnsEMA):
     def scheduler(self) -> RecipeLR | None:
         """The learning-rate scheduler of the current or last run."""
         return self.run.scheduler if self.run else None
+
+    @property
+    def skipped_steps(self) -> int:
+        """Steps left out since the start of the run, over its resumes, because a loss or gradient was not finite."""
+        return self._steps.skipped if self._steps is not None else 0
 
     # ---- public ways besides Trainer(callbacks=[...])
 
@@ -197,56 +211,6 @@ class Recipe(Plans, OwnsEMA):
             "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
         }
 
-    def configure(
-        self,
-        module: nn.Module,
-        *,
-        total_steps: int | None = None,
-        global_batch: int | None = None,
-        tokens_per_batch: int | None = None,
-        steps_per_epoch: float | None = None,
-    ) -> tuple[Optimizer, RecipeLR]:
-        """Optimizer and scheduler for plain PyTorch or Fabric. Call `scheduler.step()` after each optimizer step.
-
-        Clipping is yours to call: `recipe.clip_gradients(module)` before each `optimizer.step()`.
-
-        Args:
-            module: Any torch module, before it is sharded.
-            total_steps: Horizon in optimizer steps.
-            global_batch: Samples an optimizer step, over all processes.
-            tokens_per_batch: Tokens an optimizer step, over all processes.
-            steps_per_epoch: Optimizer steps an epoch, for a warmup in epochs.
-
-        Raises:
-            RecipeError: All problems at once.
-
-        Example:
-            >>> import torch
-            >>> module = torch.nn.Linear(4, 2)
-            >>> optimizer, scheduler = Recipe("cnn").configure(module, total_steps=100, global_batch=256)
-            >>> [(g["name"], g["weight_decay"]) for g in optimizer.param_groups]
-            [('decay', 0.0001), ('no_decay', 0.0)]
-        """
-        snapshot = snapshot_parameters(module)
-        facts = RunFacts(
-            total_steps=total_steps,
-            global_batch=global_batch,
-            tokens_per_batch=tokens_per_batch,
-            parameter_count=snapshot.parameter_count,
-            steps_per_epoch=steps_per_epoch,
-        )
-        self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
-        return self.run.optimizer, self.run.scheduler
-
-    def clip_gradients(self, module: nn.Module) -> Tensor | None:
-        """Clip the gradients of `module` as the recipe says, after `configure`.
-
-        Returns:
-            The total norm before clipping, 0-D; None where the recipe does not clip by norm.
-        """
-        clip = preview(self.spec, self.overrides).clip
-        return clip_gradients(module.parameters(), clip) if clip is not None else None
-
     # ---- Lightning's hooks
 
     @property
@@ -272,6 +236,7 @@ class Recipe(Plans, OwnsEMA):
             return
         self.run = None
         self._session = Session(self, trainer, module)
+        self._steps = self._session.steps
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Apply the rates of this step, also after a checkpoint was loaded."""
@@ -290,10 +255,16 @@ class Recipe(Plans, OwnsEMA):
         assert self._session is not None
         self._session.batch_start(batch)
 
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Note the loss, to see whether it is finite."""
+        assert self._session is not None
+        self._session.steps.note_loss(loss)
+
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
         """Clip under manual optimization, where Lightning does not."""
         assert self._session is not None
         if not pl_module.automatic_optimization:
+            self._session.steps.look(optimizer)
             self._session.clip_gradients(optimizer)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
@@ -302,6 +273,20 @@ class Recipe(Plans, OwnsEMA):
         if not pl_module.automatic_optimization:
             self._session.step_schedule()
         super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """Learn about the last steps before they are validated; swap the averages in."""
+        self._settle()
+        super().on_validation_start(trainer, pl_module)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        """Learn about the last steps; say which weights are where."""
+        self._settle()
+        super().on_train_end(trainer, pl_module)
+
+    def _settle(self) -> None:
+        if self._session is not None:
+            self._session.steps.settle()
 
     def on_load_checkpoint(self, trainer: Any, pl_module: Any, checkpoint: dict[str, Any]) -> None:
         """Compare the checkpoint's recipe with this one."""
@@ -312,7 +297,8 @@ class Recipe(Plans, OwnsEMA):
         """Put the recipe into a checkpoint that is saved after `fit`, when it is off the module again."""
         super().on_save_checkpoint(trainer, pl_module, checkpoint)
         if self._session is None and self.run is not None and self.run.optimizer in trainer.optimizers:
-            checkpoint[resume.KEY] = resume.pack(self.run.resolved, self.run.group_names, full=True)
+            counts = self._steps.state() if self._steps is not None else {}
+            checkpoint[resume.KEY] = resume.pack(self.run.resolved, self.run.group_names, full=True, steps=counts)
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Leave the module as it was found."""
@@ -331,4 +317,4 @@ class Recipe(Plans, OwnsEMA):
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles carry the settings; a run belongs to one process."""
-        return self.__dict__ | {"_session": None, "run": None, "_log": None}
+        return self.__dict__ | {"_session": None, "_steps": None, "run": None, "_log": None}

@@ -11,12 +11,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from lit_opt import __version__
+from lit_opt.callbacks.checkpoint_format import FORMAT
 from lit_opt.errors import RecipeError
 from lit_opt.resolve.resolved import ResolvedRecipe
 from lit_opt.schedules import FIELDS_OF_KIND
 
 KEY = "lit_opt"
-FORMAT = 1
 
 # The horizon is a fact of the run: extending it is not another recipe, and these may follow from it.
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
@@ -26,15 +27,24 @@ _COMPARED = (
 )  # fmt: skip
 
 
-def pack(resolved: ResolvedRecipe, groups: list[dict[str, Any]], *, full: bool) -> dict[str, Any]:
+def pack(
+    resolved: ResolvedRecipe, groups: list[dict[str, Any]], *, full: bool, steps: Mapping[str, int]
+) -> dict[str, Any]:
     """The recipe's part of a checkpoint, loadable with `weights_only=True`.
 
     Args:
         resolved: The recipe of the run.
         groups: Name and parameter names of each group.
+        steps: Counts of `FiniteSteps`.
         full: Also the random states of each process; collective, so call it on every rank.
     """
-    packed: dict[str, Any] = {"format": FORMAT, "recipe": resolved.as_dict(), "groups": groups}
+    packed: dict[str, Any] = {
+        "format": FORMAT,
+        "version": __version__,
+        "recipe": resolved.as_dict(),
+        "groups": groups,
+        "steps": dict(steps),
+    }
     if full:
         packed["rng"] = _all_rng_states()
     return packed
@@ -69,21 +79,6 @@ def refusal(settings: list[str]) -> str:
         f"on_resume: the checkpoint was written with another recipe:{lines}\n  Give on_resume='checkpoint' to go on with "
         "the checkpoint's values, on_resume='config' to go on with these, or the recipe that it was written with."
     )
-
-
-def check_format(saved: Mapping[str, Any]) -> None:
-    """Refuse a checkpoint of a newer lit-opt.
-
-    Raises:
-        RecipeError: With both formats.
-    """
-    if saved.get("format") != FORMAT:
-        raise RecipeError(
-            [
-                f"checkpoint: its lit-opt part has format {saved.get('format')!r}, and this version reads {FORMAT}. "
-                "Install the lit-opt that wrote it, or a newer one."
-            ]
-        )
 
 
 def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:

@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.callbacks import resume
+from lit_opt.callbacks.checkpoint_file import guard_files
+from lit_opt.callbacks.checkpoint_format import current
 from lit_opt.callbacks.clipping import clip_gradients
-from lit_opt.callbacks.configure import Configured, configure_run, refuse_shards
+from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
-from lit_opt.callbacks.facts import flat_shards, fsdp1_root, is_deepspeed, is_flattened, run_facts
+from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line
-from lit_opt.callbacks.patches import Patches, is_overridden, refuse_other_owners
+from lit_opt.callbacks.nonfinite import FiniteSteps
+from lit_opt.callbacks.patches import Patches, attachment_problems, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
@@ -51,15 +54,23 @@ class Session:
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
         self._unscaling: list[Any] = []
-        self._clips = self._clips_itself = self._started = self._seen_batch = False
+        self._clips_itself = self._started = self._seen_batch = False
 
         refuse_other_owners(module, recipe, trainer.callbacks)
         own = is_overridden(module, "configure_optimizers")
         self.keeps_theirs = own and recipe.existing == "keep"
-        self._refuse(own)
-        shards = flat_shards(trainer)
-        if shards and not self.keeps_theirs:
-            refuse_shards(self.planned, shards)
+        self.steps = FiniteSteps(recipe, trainer, module)
+        problems = demand_problems(self.planned, trainer, module, optimizer=not self.keeps_theirs)
+        problems += attachment_problems(recipe, trainer, module, own=own, clip=self.clip)
+        problems += self.steps.problems(self.planned.optimizer)
+        if problems:
+            raise RecipeError(problems)
+        if self.clip is not None and is_overridden(module, "configure_gradient_clipping"):
+            rank_zero_info(
+                f"{recipe!r}: {type(module).__name__}.configure_gradient_clipping is kept; the recipe's own clipping "
+                f"({self.clip.limit:g}) is off."
+            )
+            self.clip, self._clips_itself = None, True
         self._install()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
@@ -70,52 +81,20 @@ class Session:
 
     # ---- before the run
 
-    def _refuse(self, own: bool) -> None:
-        problems = [] if self.keeps_theirs else demand_problems(self.planned, self.trainer, self.module)
-        name = type(self.module).__name__
-        if own and self.recipe.existing == "error":
-            problems.append(
-                f"existing: {name} has its own configure_optimizers, and existing='error' was given. Remove the method, "
-                "or give existing='replace' or 'keep'."
-            )
-        if own and self.recipe.existing is None and not self.module.automatic_optimization:
-            problems.append(
-                f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
-                "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
-            )
-        if self.clip is not None and self.trainer.gradient_clip_val:
-            problems.append(
-                f"clip: both Trainer(gradient_clip_val={self.trainer.gradient_clip_val}) and the recipe "
-                f"(clip={self.clip.limit:g}) clip gradients. Remove gradient_clip_val, or give Recipe(..., clip=0)."
-            )
-        if self.clip is not None and self.clip.kind == "value" and is_deepspeed(self.trainer):
-            problems.append(
-                "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
-            )
-        if self.clip is not None and is_overridden(self.module, "configure_gradient_clipping"):
-            if "clip" in self.recipe.overrides:
-                problems.append(
-                    f"clip: {name} has its own configure_gradient_clipping, and Recipe(clip=...) was given. Keep one."
-                )
-            else:
-                rank_zero_info(
-                    f"{self.recipe!r}: {name}.configure_gradient_clipping is kept; the recipe's own clipping "
-                    f"({self.clip.limit:g}) is off."
-                )
-                self.clip, self._clips_itself = None, True
-        if problems:
-            raise RecipeError(problems)
-
     def _install(self) -> None:
         session = self
         module = self.module
         before_setup, before_save = module.setup, module.on_save_checkpoint
 
+        builds_later = is_overridden(module, "configure_model")
+
         def setup(self: Any, stage: str) -> None:
             before_setup(stage)
-            session._snapshot = snapshot_parameters(module)
+            if not builds_later:  # lazy layers may meet their first batch there
+                session._snapshot = snapshot_parameters(module)
 
         def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
+            session.steps.settle()
             before_save(checkpoint)
             checkpoint[resume.KEY] = session.packed(full="optimizer_states" in checkpoint)
 
@@ -124,7 +103,7 @@ class Session:
 
         self._patches.install(module, "setup", setup, owner=self.recipe)
         self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
-        if is_overridden(module, "configure_model"):
+        if builds_later:
             before_model = module.configure_model
 
             def configure_model(self: Any) -> None:
@@ -134,23 +113,36 @@ class Session:
             self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
         if not self.keeps_theirs:
             self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
-        self._install_clipping()
+        if module.automatic_optimization and not is_deepspeed(self.trainer):
+            before_clipping = module.configure_gradient_clipping
 
-    def _install_clipping(self) -> None:
-        if self.clip is None or self._clips:
-            return
-        self._clips = True
-        session, module = self, self.module
+            def configure_gradient_clipping(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
+                session.steps.look(optimizer)
+                if session.clip is not None:
+                    session.clip_gradients(optimizer)
+                else:
+                    before_clipping(optimizer, *args, **kwargs)
 
-        def configure_gradient_clipping(self: Any, optimizer: Any, *_: Any, **__: Any) -> None:
-            session.clip_gradients(optimizer)
+            # Lightning calls it last before a step, whether or not anything clips.
+            self._patches.install(module, "configure_gradient_clipping", configure_gradient_clipping, owner=self.recipe)
+        self._let_deepspeed_clip()
+        self._install_on_strategy()
 
-        if is_deepspeed(self.trainer):
-            # It clips by itself, from the value that its config is formatted with in strategy.setup.
+    def _let_deepspeed_clip(self) -> None:
+        """It clips by itself, from the value that its config is formatted with in strategy.setup."""
+        if self.clip is not None and is_deepspeed(self.trainer) and self._trainer_clip is None:
             self._trainer_clip = (self.trainer.gradient_clip_val,)
             self.trainer.gradient_clip_val = self.clip.limit
-        elif module.automatic_optimization:
-            self._patches.install(module, "configure_gradient_clipping", configure_gradient_clipping, owner=self.recipe)
+
+    def _install_on_strategy(self) -> None:
+        session, strategy = self, self.trainer.strategy
+        before_step = strategy.optimizer_step
+
+        def optimizer_step(self: Any, *args: Any, **kwargs: Any) -> Any:
+            return session.steps.step(lambda: before_step(*args, **kwargs))
+
+        self._patches.install(strategy, "optimizer_step", optimizer_step, owner=self.recipe)
+        guard_files(self._patches, strategy, self.recipe)
 
     def configure(self) -> dict[str, Any]:
         """Lightning's dictionary of optimizer and scheduler, once the facts of the run are known."""
@@ -170,7 +162,7 @@ class Session:
             run.resolved = resume.named_as_checkpoints(run.resolved)
             if not self._clips_itself:
                 self.clip = run.resolved.clip
-                self._install_clipping()
+                self._let_deepspeed_clip()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -191,14 +183,16 @@ class Session:
 
     def packed(self, *, full: bool) -> dict[str, Any]:
         """The recipe's part of a checkpoint."""
-        if self.run is None:
-            return resume.pack(self.planned, [], full=full)
-        return resume.pack(self.run.resolved, self.run.group_names, full=full)
+        resolved, groups = (self.planned, []) if self.run is None else (self.run.resolved, self.run.group_names)
+        return resume.pack(resolved, groups, full=full, steps=self.steps.state())
 
     def load(self, checkpoint: dict[str, Any]) -> None:
         """Take note of a checkpoint; strategies load it before or after the optimizer is configured."""
         self._loaded = {k: checkpoint[k] for k in (resume.KEY, "optimizer_states") if k in checkpoint}
+        if resume.KEY in self._loaded:
+            self._loaded[resume.KEY] = current(checkpoint[resume.KEY])
         self._replay = Replay(self.trainer, self._restore_rng)
+        self.steps.load(self._loaded.get(resume.KEY, {}).get("steps", {}))
         if self.run is not None and self._theirs() is not None:
             # FSDP and ModelParallel load after the optimizer was made, and restore its state after this.
             self.trainer.strategy.setup_optimizers(self.trainer)
@@ -209,7 +203,6 @@ class Session:
         """The checkpoint's recipe where its values win."""
         if self._loaded is None or self.recipe.on_resume != "checkpoint" or resume.KEY not in self._loaded:
             return None
-        resume.check_format(self._loaded[resume.KEY])
         recipe: dict[str, Any] = self._loaded[resume.KEY]["recipe"]
         return recipe
 
@@ -221,7 +214,6 @@ class Session:
             resume.check_foreign(self._loaded, self.run.group_names)
             rank_zero_info(f"{self.recipe!r}: the checkpoint was written without a recipe; this one goes on with it.")
             return
-        resume.check_format(saved)
         settings, facts = resume.differences(saved["recipe"], self.run.resolved)
         if settings and self.recipe.on_resume != "config":
             raise RecipeError([resume.refusal(settings)])

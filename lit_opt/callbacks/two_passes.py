@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 
-from lit_opt.callbacks.facts import flat_shards, largest_accumulation
+from lit_opt.callbacks.facts import largest_accumulation
 from lit_opt.optim.matrix.mars_m import MarsM
 from lit_opt.optim.sam import SAM, frozen_statistics
 
 
 def two_pass_problems(name: str, trainer: Any, module: Any) -> list[str]:
-    """Why this run cannot evaluate twice in a step, in words.
+    """Why this run cannot evaluate twice in a step, in words; strategy and precision aside.
 
     Args:
         name: The optimizer's registry name.
@@ -31,23 +31,12 @@ def two_pass_problems(name: str, trainer: Any, module: Any) -> list[str]:
             f"optimizer: {name} evaluates the loss twice inside its step, and under manual optimization there is no closure "
             "to do it with. Use automatic optimization, or build the optimizer yourself and pass step(closure=...)."
         )
-    if getattr(trainer.precision_plugin, "scaler", None) is not None:
-        problems.append(
-            f"optimizer: {name} needs a closure, and Lightning steps without one under 16-mixed (GradScaler). Use "
-            "Trainer(precision='bf16-mixed') or '32-true'."
-        )
     accumulation = largest_accumulation(trainer)
     if accumulation > 1:
         problems.append(
             f"optimizer: {name} with accumulate_grad_batches={accumulation}: the second pass would see "
             "the last micro-batch alone, and add to the gradients of all. Use a larger batch, more devices, or another "
             "optimizer."
-        )
-    where = flat_shards(trainer) or ("DeepSpeed's engine" if "DeepSpeed" in type(trainer.strategy).__name__ else "")
-    if where:
-        problems.append(
-            f"optimizer: {name} needs the norm over all weights and a second pass, which {where} does not give. Use DDP or "
-            "ModelParallelStrategy (FSDP2)."
         )
     return problems
 

@@ -17,7 +17,7 @@ from lit_opt.callbacks.recipe import Recipe
 from lit_opt.commands.from_config import Project, load_project
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import snapshot_parameters
-from lit_opt.preflight.check import Report, judge
+from lit_opt.preflight.check import Report, ignorable, judge
 from lit_opt.preflight.collect import collect, setting_key
 from lit_opt.preflight.evidence import Evidence, TrainerSettings
 from lit_opt.preflight.facts import Foreseen, foresee
@@ -29,12 +29,15 @@ _FLAT = {"fsdp": "flat shards (FSDP1)", "fsdp_grad_op": "flat shards (FSDP1)"} |
 }
 
 
-def check_config(args: Sequence[str], setting: str | None) -> tuple[Report, tuple[str, ...]]:
+def check_config(
+    args: Sequence[str], setting: str | None, ignore: Sequence[str] = ()
+) -> tuple[Report, tuple[str, ...]]:
     """Judge a config.
 
     Args:
         args: `--config NAME_OR_FILE` and overrides, as for `lit-opt fit`.
         setting: Where no recipe says it.
+        ignore: Ids of findings to be kept apart.
 
     Returns:
         The report, and notes on what was assumed.
@@ -44,12 +47,13 @@ def check_config(args: Sequence[str], setting: str | None) -> tuple[Report, tupl
     """
     if setting is not None:
         setting_key(setting)
+    ignorable(ignore)
     project = load_project(args, verb="check", recipe="optional")
     try:
         evidence, notes = evidence_of_project(project, setting)
     except MisconfigurationException as error:
         raise RecipeError([f"Lightning: {error}"]) from error
-    return judge(evidence), (*project.notes, *notes)
+    return judge(evidence, ignore), (*project.notes, *notes)
 
 
 def evidence_of_project(project: Project, setting: str | None = None) -> tuple[Evidence, tuple[str, ...]]:

@@ -25,9 +25,13 @@ examples:
   lit-opt check --config mine.yaml --setting vit/finetune
   lit-opt check --config mine.yaml --trainer.max_steps=500 --format json
   lit-opt check --config mine.yaml --strict              in CI
+  lit-opt check --config mine.yaml --ignore beta2-llm,ema-missing
+
+Every finding ends with its id. What is ignored neither fails nor is hidden: the
+last lines say how many findings were silenced, and --format json has them.
 
 In Python, with the real Trainer:
-  Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise")])"""
+  Trainer(callbacks=[lit_opt.RecipeCheck("vit", on_error="raise", ignore=["beta2-llm"])])"""
 
 
 def add_options(parser: argparse.ArgumentParser, one_of: Callable[..., Callable[[str], str]]) -> None:
@@ -40,4 +44,11 @@ def add_options(parser: argparse.ArgumentParser, one_of: Callable[..., Callable[
     parser.add_argument("--config", metavar="NAME_OR_FILE", help="a YAML file, or the name of a shipped config")
     parser.add_argument("--setting", metavar="X", help="llm, vit, cnn, ... or vit/finetune; a recipe says it itself")
     parser.add_argument("--format", type=one_of("text", "json"), default="text", help="text (default) or json")
+    parser.add_argument(
+        "--ignore",
+        metavar="ID[,ID]",
+        action="append",
+        default=[],
+        help="findings that are meant: they do not count for the exit code (may be repeated)",
+    )
     parser.add_argument("--strict", action="store_true", help="notes count as findings")

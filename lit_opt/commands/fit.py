@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.commands.closing_report import ClosingReport
 from lit_opt.commands.fit_errors import check_checkpoint, parse_problems
+from lit_opt.commands.last_checkpoint import find_last
 from lit_opt.errors import RecipeError
 
 SEED = 0
@@ -29,6 +30,7 @@ EXAMPLES = """\
 examples:
   lit-opt {verb} --config llm
   lit-opt {verb} --config mine.yaml --recipe.lr=1e-3 --trainer.max_steps=500
+  lit-opt {verb} --config llm --ckpt_path=last
   lit-opt {verb} --config llm --ckpt_path=path/to/last.ckpt
   lit-opt {verb} --config llm --print_config
   lit-opt {verb} --recipe.name=cnn --model=my_package.MyModel --data=my_package.MyData"""
@@ -62,7 +64,12 @@ class RecipeCLI(LightningCLI):
         except argparse.ArgumentError as error:
             raise RecipeError(parse_problems(error.message, verb, known)) from None
         Recipe(**self.config[verb]["recipe"].as_dict())  # its own checks, before anything else is built
+        if self.config[verb].get("ckpt_path") == "last":
+            self.config[verb]["ckpt_path"] = find_last(self.config[verb]["trainer"])
         check_checkpoint(self.config[verb].get("ckpt_path"))
+        if "weights_only" in self.config[verb] and self.config[verb]["weights_only"] is None:
+            # Lightning's default runs the code of a checkpoint that comes by http.
+            self.config[verb]["weights_only"] = True
 
     def _parse_ckpt_path(self) -> None:
         # Recent versions of Lightning take the model's arguments from the checkpoint.

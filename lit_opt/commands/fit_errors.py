@@ -95,20 +95,16 @@ def check_checkpoint(path: Any) -> None:
     if path is None or path in _CHECKPOINT_WORDS or "://" in str(path):
         return
     file = Path(path)
-    if file.is_dir():
-        return  # a sharded checkpoint
     if not file.exists():
         near = nearest(file.name, _files(file, "*.ckpt"))
         raise RecipeError([f"ckpt_path: {path}: no such file.{near} Give a checkpoint that `fit` has written."])
-    import torch  # not above: a config that is wrong is said at once
+    # Not above: a config that is wrong is said at once, without torch.
+    from lit_opt.callbacks.checkpoint_file import contents, refuse_damaged
 
-    try:
-        content = torch.load(file, weights_only=True, map_location="meta")
-    except Exception as error:  # a damaged file can make the reader fail in any way
-        reason = f"{type(error).__name__}: {error}".splitlines()[0][:160]
-        raise RecipeError(
-            [f"ckpt_path: {path}: is damaged or no checkpoint ({reason}). Give one that `fit` has written."]
-        ) from error
+    refuse_damaged(file)
+    if file.is_dir():
+        return  # a sharded checkpoint
+    content = contents(file)
     missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in _keys(content)]
     if missing:
         raise RecipeError(
@@ -154,7 +150,9 @@ def parse_problems(message: str, verb: str, known: Sequence[str]) -> list[str]:
         if key.startswith("recipe."):
             name = key.removeprefix("recipe.")
             problems = (
-                [] if name in ("name", "existing", "on_resume") else find_problems(get_recipe("llm"), {name: value})
+                []
+                if name in ("name", "existing", "on_resume", "on_nonfinite")
+                else find_problems(get_recipe("llm"), {name: value})
             )
             if problems:
                 return [f"recipe.{problem}" for problem in problems]

@@ -182,6 +182,8 @@ TABLE: dict[str, tuple[str, Workload]] = {
     "llm/muon": ("llm/muon", _unlabelled(_TEXT)),
     "llm/muon_rms": ("llm/muon_rms", _unlabelled(_TEXT)),
     "llm/normuon": ("llm/normuon", _unlabelled(_TEXT)),
+    "llm/scion": ("llm/scion", _unlabelled(_TEXT)),
+    "llm/aro": ("llm/aro", _unlabelled(_TEXT)),
     "cnn": ("cnn", _DIGITS),
     "diffusion": ("diffusion", _DIFFUSION),
     "vit": ("vit", _VIT),

@@ -51,6 +51,7 @@ LIST_EXAMPLES = """\
 examples:
   lit-opt list
   lit-opt list | grep vit             piped: one line each
+  lit-opt list --strategies           every recipe on DDP, FSDP, ..., and what to use where it is refused
   lit-opt list --format json"""
 
 CHOOSE_EXAMPLES = """\

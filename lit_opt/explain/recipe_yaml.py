@@ -44,6 +44,10 @@ _WORDS = {
         "error",
         'where a checkpoint\'s recipe differs: "error", "checkpoint" (its values win) or "config" (these)',
     ),
+    "on_nonfinite": (
+        "raise",
+        'a loss or gradient that is nan or inf: "raise", "skip" (that step; 20 in a row are an error) or "ignore"',
+    ),
 }
 
 

@@ -95,7 +95,7 @@ def _optimizer(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     for key in resolved.hyperparameters:
         name = key if key in ("betas", "momentum") else f"optimizer_kwargs.{key}"
         own = spec.hyperparameters.get(key) if resolved.optimizer == spec.optimizer.number else p[key].value
-        units = (unit_note(resolved),) if key == "scale" else ()
+        units = (unit_note(resolved),) if key == "scale" and resolved.hyperparameters[key] in UNITS else ()
         yield _entry(section, name, p[key], own, source=_default_source(resolved, p[key]), notes=units)
 
 

@@ -13,9 +13,11 @@ if TYPE_CHECKING:
     from lit_opt.optim.curvature.natural_gradient import NaturalGradient as NaturalGradient
     from lit_opt.optim.factory import build as build
     from lit_opt.optim.lookahead import Lookahead as Lookahead
+    from lit_opt.optim.matrix.aro import Aro as Aro
     from lit_opt.optim.matrix.mars_m import MarsM as MarsM
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
+    from lit_opt.optim.matrix.scion import Scion as Scion
     from lit_opt.optim.matrix.teon import Teon as Teon
     from lit_opt.optim.onebit_adam import OneBitAdam as OneBitAdam
     from lit_opt.optim.sam import ASAM as ASAM
@@ -34,6 +36,8 @@ _LAZY = {
     "Muon": "lit_opt.optim.matrix.muon",
     "NorMuon": "lit_opt.optim.matrix.normuon",
     "MarsM": "lit_opt.optim.matrix.mars_m",
+    "Aro": "lit_opt.optim.matrix.aro",
+    "Scion": "lit_opt.optim.matrix.scion",
     "Teon": "lit_opt.optim.matrix.teon",
 }
 

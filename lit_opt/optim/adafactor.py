@@ -43,6 +43,9 @@ class Adafactor(Optimizer):
         {'step': (), 'row_means': (8, 1), 'column_means': (1, 4)}
     """
 
+    # Its states have a dtype of their own, whatever that of the weights: a resume must not cast them.
+    keeps_dtypes = True
+
     def __init__(
         self,
         params: Any,
@@ -88,8 +91,8 @@ class Adafactor(Optimizer):
         if not state:
             state["step"] = torch.zeros((), dtype=torch.float32)
             if grad.ndim > 1:
-                state["row_means"] = torch.zeros_like(_mean(square, 1))
-                state["column_means"] = torch.zeros_like(_mean(square, 0))
+                state["row_means"] = torch.zeros_like(mean_over(square, 1))
+                state["column_means"] = torch.zeros_like(mean_over(square, 0))
             else:
                 state["second_moment"] = torch.zeros_like(square)
         state["step"] += 1
@@ -97,9 +100,9 @@ class Adafactor(Optimizer):
         weight = step ** group["beta2_decay"]  # of the new value
         if grad.ndim > 1:
             rows, columns = state["row_means"], state["column_means"]
-            rows.lerp_(_mean(square, 1), weight)
-            columns.lerp_(_mean(square, 0), weight)
-            update = grad * (rows / _mean(rows, 0)).rsqrt() * columns.rsqrt()
+            rows.lerp_(mean_over(square, 1), weight)
+            columns.lerp_(mean_over(square, 0), weight)
+            update = grad * (rows / mean_over(rows, 0)).rsqrt() * columns.rsqrt()
         else:
             state["second_moment"].lerp_(square, weight)
             update = grad * state["second_moment"].rsqrt()
@@ -112,7 +115,13 @@ class Adafactor(Optimizer):
         param.sub_((update * rate).view_as(param))
 
 
-def _mean(x: Tensor, dim: int) -> Tensor:
+def mean_over(x: Tensor, dim: int) -> Tensor:
+    """The mean over one dimension, which stays; also of DTensors in uneven shards.
+
+    Example:
+        >>> mean_over(torch.eye(2), 0)
+        tensor([[0.5000, 0.5000]])
+    """
     # A DTensor's own mean is wrong for shards of unequal size.
     return _whole(x.sum(dim, keepdim=True)) / x.size(dim)
 

@@ -46,7 +46,7 @@ def choose_implementation(row: OptimizerRow, tensors: Sequence[Tensor], *, neste
 
 
 def keep_implementation(optimizer: Optimizer) -> None:
-    """Make the choice hold under mixed precision and after a resume on other hardware, and keep scalars exact.
+    """Make the choice hold under mixed precision and after a resume on other hardware, and keep states exact.
 
     torch stores fused and foreach in a checkpoint and takes them back from it: fused=True of a CPU run would break
     the resume on XLA. The hooks that prevent it are not copied by deepcopy or pickle (torch drops all hooks).
@@ -60,11 +60,11 @@ def keep_implementation(optimizer: Optimizer) -> None:
         >>> optimizer.param_groups[0]["fused"]
         True
     """
-    scalars: dict[tuple[int, str], Tensor] = {}
+    kept: dict[tuple[int, str], Tensor] = {}
     optimizer.register_load_state_dict_pre_hook(_with_own_flags)
-    optimizer.register_load_state_dict_pre_hook(partial(_remember_scalars, scalars))
+    optimizer.register_load_state_dict_pre_hook(partial(_remember_cast, kept))
     optimizer.register_load_state_dict_post_hook(_with_layout_of_parameters)
-    optimizer.register_load_state_dict_post_hook(partial(_restore_scalars, scalars))
+    optimizer.register_load_state_dict_post_hook(partial(_restore_cast, kept))
     if getattr(optimizer, "_step_supports_amp_scaling", False):
         # torch's fused classes unscale p.grad in place under a GradScaler, and Lightning <= 2.6 refuses to clip
         # for them under 16-mixed and bf16-mixed (lightning#21435). Without the flag both treat them like any other.
@@ -82,24 +82,29 @@ def _with_own_flags(optimizer: Optimizer, state_dict: dict[str, Any]) -> dict[st
     return {**state_dict, "param_groups": groups}
 
 
-def _remember_scalars(scalars: dict[tuple[int, str], Tensor], optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
-    """Torch casts all state but "step" to the dtype of its parameter: NAdam's mu_product loses digits in bfloat16."""
-    scalars.clear()
+def _remember_cast(kept: dict[tuple[int, str], Tensor], optimizer: Optimizer, state_dict: dict[str, Any]) -> None:
+    """Torch casts all state but "step" to the dtype of its parameter: NAdam's mu_product loses digits in bfloat16, and
+    so do the float32 states of an optimizer that has them whatever the weights are (`keeps_dtypes`).
+    """
+    kept.clear()
     order = [index for group in state_dict["param_groups"] for index in group["params"]]
+    keeps_dtypes = getattr(optimizer, "keeps_dtypes", False)
     for index, saved in enumerate(order):
         state = state_dict["state"].get(saved)
         for key, value in state.items() if isinstance(state, dict) else ():
-            if key != "step" and isinstance(value, Tensor) and value.ndim == 0 and not isinstance(value, DTensor):
-                scalars[index, key] = value
+            if key == "step" or not isinstance(value, Tensor):
+                continue
+            if keeps_dtypes or (value.ndim == 0 and not isinstance(value, DTensor)):
+                kept[index, key] = value
 
 
-def _restore_scalars(scalars: dict[tuple[int, str], Tensor], optimizer: Optimizer) -> None:
+def _restore_cast(kept: dict[tuple[int, str], Tensor], optimizer: Optimizer) -> None:
     params = [param for group in optimizer.param_groups for param in group["params"]]
-    for (index, key), value in scalars.items():
+    for (index, key), value in kept.items():
         state = optimizer.state.get(params[index], {}) if index < len(params) else {}
         if key in state:
             state[key] = value.to(device=state[key].device, copy=True)
-    scalars.clear()
+    kept.clear()
 
 
 def _with_layout_of_parameters(optimizer: Optimizer) -> None:

@@ -10,15 +10,33 @@ import torchao.optim
 from torch import Tensor
 from torch.optim import Optimizer
 
+from lit_opt.optim.low_bit import check_bits
+
 
 class _PlainRates(Optimizer):
-    """torchao keeps lr as a tensor and refuses a float, which is what schedulers write. Here it is a float outside."""
+    """torchao keeps lr as a tensor and refuses a float, which is what schedulers write. Here it is a float outside.
+
+    Groups with "optim_bits" 32 keep their moments in float32.
+    """
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group; its rate stays a float."""
+        """Add a group; its rate stays a float.
+
+        Raises:
+            RecipeError: It has other optim_bits than 32.
+        """
+        check_bits(param_group)
         lr = param_group.get("lr", self.defaults["lr"])
         super().add_param_group(param_group)
         self.param_groups[-1]["lr"] = float(lr)
+
+    def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
+        """torchao's, which sees no group."""
+        wide = (q for group in self.param_groups if group.get("optim_bits") == 32 for q in group["params"])
+        if any(p is q for q in wide):
+            return torch.zeros_like(p, dtype=torch.float32)
+        buffer: Tensor = super()._new_buffer(p, signed)  # type: ignore[misc]
+        return buffer
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update; returns what the closure returned, or None."""

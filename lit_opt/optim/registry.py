@@ -13,6 +13,7 @@ from typing import Any
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.rows import ROWS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
+from lit_opt.optim.state import Scratch
 from lit_opt.recipes.schema import Value
 
 __all__ = ["REQUIRED", "ROWS", "OptimizerRow", "Published", "get_row", "list_optimizers", "row_of", "run_row"]
@@ -66,11 +67,21 @@ def get_row(name: str, base: str | None = None, *, setting: str = "") -> Optimiz
         averages_itself=inside.averages_itself,
         choices={**inside.choices, **row.choices, "base": _bases(row)},
         matrix=inside.matrix,
+        of_whole=inside.of_whole,
+        exact=inside.exact,
         group_options=inside.group_options,
+        role_options=inside.role_options,
         extra=row.extra or inside.extra,
         state=lambda shape, options: (*inside.state(shape, options), *row.state(shape, options)),
-        scratch=None,
+        scratch=_scratch_around(row, inside),
     )
+
+
+def _scratch_around(row: OptimizerRow, inside: OptimizerRow) -> Scratch | None:
+    own, base = row.scratch, inside.scratch
+    if own is None or base is None:
+        return None
+    return replace(base, throughout=own.throughout, largest=max(own.largest, base.largest))
 
 
 def run_row(optimizer: str, kwargs: object, published: object, setting: str) -> OptimizerRow:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -91,12 +91,17 @@ class SAM(Wrapper):
     @torch.no_grad()
     def _climb(self) -> None:
         moved = [p for group in self.param_groups for p in group["params"] if p.grad is not None]
-        scales = [self.scale(p) for p in moved]
-        grads = [p.grad if isinstance(t, float) else t * p.grad for p, t in zip(moved, scales, strict=True)]
-        factor = self.rho / (_norm(grads) + 1e-12)
-        for param, scale, grad in zip(moved, scales, grads, strict=True):
-            assert grad is not None
+        # Scaled twice, one after the other: all scaled gradients at once would be two more copies of the weights.
+        factor = self.rho / (_norm(self._scaled(p)[1] for p in moved) + 1e-12)
+        for param in moved:
+            scale, grad = self._scaled(param)
             param.add_(scale * grad * factor.to(device=grad.device, dtype=grad.dtype))
+
+    def _scaled(self, param: Tensor) -> tuple[Tensor | float, Tensor]:
+        """T and T g."""
+        scale, grad = self.scale(param), param.grad
+        assert grad is not None
+        return scale, grad if isinstance(scale, float) else scale * grad
 
     def _check_that_nothing_moves(self) -> None:
         # torch's set_optimizer_state_dict makes the state by a step without closure at lr 0.
@@ -168,12 +173,12 @@ def frozen_statistics(module: nn.Module) -> Iterator[None]:
             norm.track_running_stats = True
 
 
-def _norm(tensors: list[Tensor]) -> Tensor:
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
     """Norm over all tensors and all shards of them, 0-D."""
-    if not tensors:
-        return torch.zeros(())
     squares = []
     for tensor in tensors:
         norm = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
         squares.append((norm.full_tensor() if isinstance(norm, DTensor) else norm).square())
+    if not squares:
+        return torch.zeros(())
     return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()

@@ -67,7 +67,14 @@ class OptimizerRow:
         choices: Keyword -> the words that it takes.
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
+        units: For a matrix method without a `scale`: "AdamW" where it takes AdamW's rates, so that what it leaves to
+            AdamW has its own; "" where AdamW's are apart.
+        role_options: Role of a parameter (`lit_opt.param_groups.roles`, and "head") -> options of the group of its own
+            that a recipe gives such parameters. A matrix method takes them, and leaves every other role to AdamW.
+        limits: Keyword -> (lowest, first number that is too high) where they differ from the word's usual ones.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
+        of_whole: What it reads of a whole tensor beside its numbers, in words; "" for a rule of each number alone. Such
+            a rule is another one on flat shards (FSDP1, ZeRO).
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
         exchanges: It has processes exchange something else than averaged gradients: the class has
@@ -103,7 +110,11 @@ class OptimizerRow:
     clips_itself: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
+    units: str = ""
+    role_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     group_options: tuple[str, ...] = ()
+    of_whole: str = ""
     needs_module: bool = False
     exchanges: bool = False
     extra: str = ""

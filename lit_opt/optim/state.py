@@ -35,6 +35,11 @@ class Buffer:
     sharded: bool = True
 
 
+# (shape of a parameter, options of its group with "algorithm") -> what is kept of it. It is asked for every parameter
+# of the optimizer, those included that a matrix method leaves to AdamW.
+StateOf = Callable[[Shape, Mapping[str, Any]], tuple[Buffer, ...]]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Scratch:
     """What a step needs beside gradients and state, in copies of weights.
@@ -43,6 +48,8 @@ class Scratch:
         everything: Copies of all weights that it steps on, on any device.
         lists: The same where torch steps over lists of tensors: on CUDA, unless the step is fused.
         largest: Copies of the largest weight, where it goes from one to the next.
+        throughout: Copies of all weights that are there beside all of this, as SAM's.
+        own: What it needs of each parameter beside all of this, by a law as that of the state.
 
     Example:
         >>> Scratch().largest
@@ -52,11 +59,9 @@ class Scratch:
     everything: float = 0.0
     lists: float = 0.0
     largest: float = 0.0
+    throughout: float = 0.0
+    own: StateOf | None = None
 
-
-# (shape of a parameter, options of its group with "algorithm") -> what is kept of it. It is asked for every parameter
-# of the optimizer, those included that a matrix method leaves to AdamW.
-StateOf = Callable[[Shape, Mapping[str, Any]], tuple[Buffer, ...]]
 
 # torch counts the steps of each parameter in a float32.
 STEP = Buffer(name="step", numbers=1, dtype="float32", sharded=False)

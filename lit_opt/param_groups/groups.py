@@ -133,6 +133,7 @@ def group_parameters(
             labels,
             parts.of.get(info.name),
             routed,
+            row.role_options.get("head" if info.matrix.role == "head" else info.role) if row is not None else None,
         )
         for info in trainable
     ]

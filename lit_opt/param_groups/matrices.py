@@ -37,6 +37,7 @@ class Matrix:
             "experts_transposed"); "" for what is no matrix.
         count: Equal row blocks, each a matrix of its own: the groups of a grouped convolution.
         left: Why it is left to AdamW; "" for a hidden matrix.
+        role: "head" or "embedding" for what some methods take all the same; "" for everything else.
 
     Example:
         >>> Matrix(layout="matrix").left
@@ -46,6 +47,7 @@ class Matrix:
     layout: str = ""
     count: int = 1
     left: str = ""
+    role: str = ""
 
 
 def decide_matrix(
@@ -76,11 +78,13 @@ def decide_matrix(
         >>> decide_matrix("0.weight", net[0], "matrix", (64, 1, 3, 3), "", {}, ends).left
         'depthwise convolution'
         >>> decide_matrix("1.weight", net[1], "matrix", (128, 64, 1, 1), "", {}, ends)
-        Matrix(layout='conv', count=1, left='')
+        Matrix(layout='conv', count=1, left='', role='')
     """
     if role != "matrix":
         return Matrix(
-            layout="matrix" if role in ("embedding", "position") else "", left=_NO_MATRIX.get(role, ROLES[role])
+            layout="matrix" if role in ("embedding", "position") else "",
+            left=_NO_MATRIX.get(role, ROLES[role]),
+            role="embedding" if role == "embedding" else "",
         )
     owner = real_owner(path.split("."), owner, modules)
     layout, count, unknown = _layout(path, owner, shape, modules)
@@ -92,7 +96,12 @@ def decide_matrix(
         unknown,
         _too_small(shape, layout, count, owner),
     )
-    return Matrix(layout=layout, count=count, left=next((reason for reason in reasons if reason), ""))
+    return Matrix(
+        layout=layout,
+        count=count,
+        left=next((reason for reason in reasons if reason), ""),
+        role="head" if path in ends.heads and len(shape) == 2 else "",
+    )
 
 
 def matrix_shape(shape: Sequence[int], layout: str, count: int) -> tuple[int, int, int]:

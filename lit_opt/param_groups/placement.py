@@ -109,6 +109,7 @@ def place(
     labels: list[str],
     part: str | None,
     routed: bool = False,
+    of_role: Mapping[str, Any] | None = None,
 ) -> Placed:
     """Decide one parameter: its role, what the model lists, its part, the user's rule; the last word wins.
 
@@ -121,12 +122,14 @@ def place(
         matched: Index and rule of the user's that matches it.
         labels: A text for each rule.
         part: Its part of the model.
-        routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW.
+        routed: `algorithm` is a matrix method, which leaves what is no hidden matrix to AdamW, but for roles with options.
+        of_role: Options that the optimizer has for parameters of this role.
     """
     decayed = info.role not in resolved.no_decay
     reason = info.why
     rule = matched[1] if matched is not None else GroupRule(match="*")
-    if routed and (rule.algorithm or ("adamw" if info.matrix.left else algorithm)) == "adamw":
+    left = routed and info.matrix.left and of_role is None
+    if routed and (rule.algorithm or ("adamw" if left else algorithm)) == "adamw":
         method, algorithm, base = algorithm, "adamw", resolved.fallback
     else:
         method, base = algorithm, {"lr": resolved.lr, "weight_decay": resolved.weight_decay}
@@ -168,6 +171,10 @@ def place(
     options = _matrix_options(info, rule) if routed and algorithm == method else ()
     if routed:
         parts += ["adamw"] if algorithm != method else _layout_parts(dict(options))
+    for option, value in (of_role or {}).items() if algorithm == method or not routed else ():
+        options += ((option, value),)
+        parts.append(option if value is True else f"{option}_{value}")
+        notes.append(f"{option}={value}")
     reason += ": decayed" if decayed else ": not decayed"
     row = ParamRow(
         name=info.name,
@@ -208,6 +215,8 @@ def _routing_note(info: ParamInfo, algorithm: str, method: str, rule: GroupRule)
         return f"{algorithm}, as you say"
     if algorithm != method:
         return f"adamw: {info.matrix.left}"
+    if info.matrix.left:
+        return f"{method}: {info.matrix.left}"
     count, rows, cols = matrix_shape(info.shape, info.matrix.layout, info.matrix.count)
     words = f"{count} hidden matrices" if count > 1 else "hidden matrix"
     return f"{method}: {words} {rows} x {cols}"

@@ -100,7 +100,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
         >>> info.name, info.shape, info.owner, info.role
         ('0.weight', (3, 2), 'Linear', 'matrix')
     """
-    _refuse_unreadable(module)
+    refuse_unreadable(module)
     # Of a wrapper and what it wraps, which have one clean path, the inner one is kept.
     modules = {clean_name(path): child for path, child in module.named_modules(remove_duplicate=False)}
     holders = list(_holders(modules))
@@ -151,7 +151,15 @@ def _holders(modules: dict[str, nn.Module]) -> Iterator[tuple[str, nn.Module, nn
                 yield f"{path}.{leaf}" if path else leaf, owner, parameter
 
 
-def _refuse_unreadable(module: nn.Module) -> None:
+def refuse_unreadable(module: nn.Module) -> None:
+    """Refuse parameters of which nothing can be told: lazy ones, and FSDP1's without names.
+
+    Raises:
+        RecipeError: There are some; the message says what to do.
+
+    Example:
+        >>> refuse_unreadable(nn.Linear(2, 2))
+    """
     problems = []
     lazy: list[str] = []
     for name, parameter in module.named_parameters():

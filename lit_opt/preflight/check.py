@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lit_opt.errors import RecipeError, nearest
 from lit_opt.preflight.checks import averaging, batch, clipping, decay, hints, matrix, membership, rates, sam, schedule
 from lit_opt.preflight.evidence import Evidence
 from lit_opt.preflight.finding import LEVELS, Check, Finding
@@ -50,6 +52,8 @@ class Report:
         unjudged: What could not be judged, and why.
         judged: How many checks had enough to go on.
         setting: "" where it is not known.
+        silenced: Findings that `ignore` took out of `findings`.
+        ignored: The ids that were to be ignored.
 
     Example:
         >>> Report(findings=(), unjudged=(), judged=3).worst
@@ -60,6 +64,8 @@ class Report:
     unjudged: tuple[Unjudged, ...]
     judged: int
     setting: str = ""
+    silenced: tuple[Finding, ...] = ()
+    ignored: tuple[str, ...] = ()
 
     @property
     def worst(self) -> str:
@@ -84,11 +90,43 @@ def check(evidence: Evidence) -> list[Finding]:
     return list(judge(evidence).findings)
 
 
-def judge(evidence: Evidence) -> Report:
+def ignorable(ids: Sequence[str]) -> tuple[str, ...]:
+    """The ids of checks that are to be ignored, each once.
+
+    Args:
+        ids: As a user gave them.
+
+    Raises:
+        RecipeError: No check has such an id; a string instead of a list of them.
+
+    Example:
+        >>> ignorable(["adam-l2", "beta2-llm", "adam-l2"])
+        ('adam-l2', 'beta2-llm')
+    """
+    if isinstance(ids, str):
+        raise RecipeError([f"ignore: {ids!r} is a string. Give a list, ignore=[{ids!r}]."])
+    known = sorted(one.id for one in CHECKS)
+    unknown = [one for one in ids if one not in known]
+    if unknown:
+        raise RecipeError(
+            [
+                f"ignore: no check has the id {one!r}.{nearest(one, known)} Every finding ends with its id. "
+                f"Known: {', '.join(known)}."
+                for one in unknown
+            ]
+        )
+    return tuple(dict.fromkeys(ids))
+
+
+def judge(evidence: Evidence, ignore: Sequence[str] = ()) -> Report:
     """Run all checks and say which could not speak.
 
     Args:
         evidence: From `lit_opt.preflight.collect.collect`.
+        ignore: Ids of checks whose findings are kept apart, in `Report.silenced`.
+
+    Raises:
+        RecipeError: `ignore` has an id that no check has.
 
     Example:
         >>> import torch
@@ -98,6 +136,7 @@ def judge(evidence: Evidence) -> Report:
         >>> report.findings, report.unjudged[0].reason
         ((), 'the setting is not known')
     """
+    ignored = ignorable(ignore)
     findings: list[Finding] = []
     silent: dict[str, list[str]] = {}
     judged = 0
@@ -115,8 +154,11 @@ def judge(evidence: Evidence) -> Report:
         except Exception as error:  # a user's objects can be anything; a check must not stop their training
             silent.setdefault(f"the check failed ({type(error).__name__}: {error})", []).append(one.looks_for)
     order = list(LEVELS)
+    findings.sort(key=lambda finding: order.index(finding.level))
     return Report(
-        findings=tuple(sorted(findings, key=lambda finding: order.index(finding.level))),
+        findings=tuple(finding for finding in findings if finding.id not in ignored),
+        silenced=tuple(finding for finding in findings if finding.id in ignored),
+        ignored=ignored,
         unjudged=tuple(
             Unjudged(reason=reason, checks=tuple(names), remedy=_remedy(reason, evidence))
             for reason, names in sorted(silent.items(), key=lambda pair: pair[0] != evidence.missing.get("setting"))

@@ -56,8 +56,25 @@ def renderables(report: Report) -> list[RenderableType]:
     for item in report.unjudged:
         line = f"Not judged, since {item.reason}: {', '.join(item.checks)}."
         parts.append(Text(line + (f" To have it judged, {item.remedy}." if item.remedy else "")))
+    if report.ignored:
+        parts.append(Text(silenced(report)))
     parts.append(Text(summary(report), style="bold"))
     return parts
+
+
+def silenced(report: Report) -> str:
+    """One line: what `ignore` kept out of the table, and which of its ids found nothing.
+
+    Example:
+        >>> silenced(Report(findings=(), unjudged=(), judged=12, ignored=("adam-l2",)))
+        'Silenced by ignore: no findings. Nothing to silence for adam-l2.'
+    """
+    levels = {one: [f.level for f in report.silenced if f.id == one] for one in report.ignored}
+    each = [f"{one} ({', '.join(found)})" for one, found in levels.items() if found]
+    idle = [one for one, found in levels.items() if not found]
+    count = len(report.silenced)
+    what = f"{count} finding{'s' * (count != 1)}: {', '.join(each)}" if count else "no findings"
+    return f"Silenced by ignore: {what}." + (f" Nothing to silence for {', '.join(idle)}." if idle else "")
 
 
 def summary(report: Report) -> str:
@@ -67,17 +84,18 @@ def summary(report: Report) -> str:
         >>> summary(Report(findings=(), unjudged=(), judged=12))
         'No findings: 12 checks, setting unknown.'
     """
+    apart = f" {len(report.silenced)} silenced." if report.silenced else ""
     counts = [
         f"{count} {level}{'s' * (count != 1)}"
         for level in _COLOURS
         if (count := sum(finding.level == level for finding in report.findings))
     ]
     what = ", ".join(counts) or "No findings"
-    return f"{what}: {report.judged} checks, setting {report.setting or 'unknown'}."
+    return f"{what}: {report.judged} checks, setting {report.setting or 'unknown'}.{apart}"
 
 
 def report_json(report: Report) -> str:
-    """The report as JSON: findings, unjudged, judged, setting.
+    """The report as JSON: findings, unjudged, judged, setting, silenced, ignored.
 
     Example:
         >>> json.loads(report_json(Report(findings=(), unjudged=(), judged=2)))["judged"]

@@ -79,6 +79,7 @@ def count_flops(
         ('6,291,456', '56%')
     """
     devices = placement.devices if placement is not None else 1
+    optimizer = getattr(optimizer, "base", optimizer)  # SAM and Lookahead: the one inside takes the step
     matrix = get_row(optimizer.defaults["algorithm"]).matrix
     numbers = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     own = step_flops(optimizer) if matrix else _ELEMENTWISE * numbers

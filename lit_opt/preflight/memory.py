@@ -261,7 +261,10 @@ def _scratch(optimizer: Optimizer, share: Share, cuda: bool) -> int:
     use = row.scratch or Scratch()
     copies = use.everything + (use.lists if cuda and _steps_over_lists(optimizer) else 0.0)
     one = use.largest if not copies else 0.0
-    return max(batches, round(copies * sum(sizes)), round(one * max(sizes, default=0)))
+    moment = max(batches, round(copies * sum(sizes)), round(one * max(sizes, default=0)))
+    everything = sum(share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in params)
+    own = sum(size for _, _, size in states_of(optimizer, share, use.own)) if use.own else 0
+    return round(use.throughout * everything) + own + moment
 
 
 def _steps_over_lists(optimizer: Optimizer) -> bool:

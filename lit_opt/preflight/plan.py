@@ -205,6 +205,8 @@ def make_plan(
     memory, flops = Memory(unknown="the optimizer could not be built without a run"), None
     if optimizer is not None:
         memory = estimate_memory(module, optimizer, placement, ema=resolved.ema, cuda=cuda)
+        if hasattr(optimizer, "remove_hooks"):
+            optimizer.remove_hooks()
         flops = _flops(module, optimizer, resolved, placement, example)
     return Plan(
         recipe=spec.name,
@@ -228,15 +230,19 @@ def make_plan(
 
 
 def _stand_in(module: nn.Module, resolved: ResolvedRecipe, groups: Any, notes: list[str]) -> Optimizer | None:
-    """The run's optimizer over parameters without memory; None where a user's class cannot be built so."""
+    """The run's optimizer over parameters without memory; None where a user's class cannot be built so.
+
+    One that watches layers finds them by the module's own parameters, and has hooks on it.
+    """
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    watches = row is not None and row.needs_module
     named = [
-        (clean_name(name), nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad))
+        (
+            clean_name(name),
+            p if watches else nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad),
+        )
         for name, p in module.named_parameters()
     ]
-    if isinstance(resolved.optimizer, str) and row_of(resolved.optimizer, resolved.hyperparameters).needs_module:
-        # It would put hooks on the user's layers.
-        notes.append(f"optimizer: {resolved.optimizer} watches the module's layers, and its memory is not estimated.")
-        return None
     try:
         return build_optimizer(resolved, groups.for_optimizer(named), {id(p): name for name, p in named}, module)
     except RecipeError:

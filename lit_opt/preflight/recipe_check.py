@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.preflight.check import Report, judge
+from lit_opt.preflight.check import Report, ignorable, judge
 from lit_opt.preflight.check_report import problems, report_text
 from lit_opt.preflight.collect import setting_key
 from lit_opt.preflight.trainer_evidence import evidence_of_trainer
@@ -27,9 +28,11 @@ class RecipeCheck(Callback):
             "diffusion/finetune". A recipe among the callbacks says it itself. Without it, what depends on it is not
             judged, and the table says so.
         on_error: "warn" prints; "raise" stops the run before its first step if a finding has the level error.
+        ignore: Ids of findings that are meant, such as ["beta2-llm"]: they leave the table and never raise. The table
+            says how many there were, and `report.silenced` has them.
 
     Raises:
-        RecipeError: Unknown setting; findings of level error, with on_error="raise".
+        RecipeError: Unknown setting or id; findings of level error, with on_error="raise".
 
     Example:
         >>> from lightning.pytorch import Trainer
@@ -41,7 +44,13 @@ class RecipeCheck(Callback):
         ['horizon-mismatch']
     """
 
-    def __init__(self, setting: str | None = None, *, on_error: Literal["warn", "raise"] = "warn") -> None:
+    def __init__(
+        self,
+        setting: str | None = None,
+        *,
+        on_error: Literal["warn", "raise"] = "warn",
+        ignore: Sequence[str] = (),
+    ) -> None:
         found = []
         if setting is not None:
             try:
@@ -50,6 +59,10 @@ class RecipeCheck(Callback):
                 found += error.problems
         if on_error not in _ON_ERROR:
             found.append(f"on_error: {on_error!r} is unknown.{nearest(on_error, _ON_ERROR)} Known: 'warn', 'raise'.")
+        try:
+            self.ignore = ignorable(ignore)
+        except RecipeError as error:
+            found += error.problems
         if found:
             raise RecipeError(found)
         self.setting = setting
@@ -64,7 +77,7 @@ class RecipeCheck(Callback):
         except RecipeError as error:
             rank_zero_info(f"RecipeCheck: nothing was judged. {error}")
             return
-        self.report = judge(evidence)
+        self.report = judge(evidence, self.ignore)
         _print(self.report)
         errors = problems(self.report)
         if errors and self.on_error == "raise":

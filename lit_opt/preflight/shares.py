@@ -11,6 +11,7 @@ from torch.optim import Optimizer
 
 from lit_opt.optim import get_row
 from lit_opt.optim.schema import OptimizerRow
+from lit_opt.optim.state import StateOf
 from lit_opt.preflight.placement import Placement
 
 _TRUE = {"bf16-true": torch.bfloat16, "16-true": torch.float16, "64-true": torch.float64}
@@ -89,8 +90,8 @@ def method_row(optimizer: Optimizer) -> OptimizerRow:
     return get_row(outer.pop(), name) if name is not None and outer else get_row(name or min(names))
 
 
-def states_of(optimizer: Optimizer, share: Share) -> list[tuple[str, str, int]]:
-    """(buffer, dtype, bytes) of every state tensor on the process that holds most.
+def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) -> list[tuple[str, str, int]]:
+    """(buffer, dtype, bytes) of every state tensor on the process that holds most; or of what another law says.
 
     Example:
         >>> from lit_opt.optim import build
@@ -100,11 +101,14 @@ def states_of(optimizer: Optimizer, share: Share) -> list[tuple[str, str, int]]:
     found = []
     for group in optimizer.param_groups:
         options = optimizer.defaults | group
-        row = method_row(optimizer)
+        law = law or method_row(optimizer).state
+        columns_of = getattr(optimizer, "columns_of", None)
         for param in group["params"]:
             # DeepSpeed steps on float32 copies.
             own = torch.float32 if share.deepspeed_half else share.dtype(param)
-            for buffer in row.state(tuple(param.shape), options):
+            if columns_of is not None:
+                options = options | {"columns": columns_of(param)}
+            for buffer in law(tuple(param.shape), options):
                 dtype = getattr(torch, buffer.dtype) if buffer.dtype else own
                 whole = buffer.numbers
                 if buffer.sharded and share.kind == "fsdp2":

@@ -1,4 +1,4 @@
-"""WHAT to do: one module a setting, each a tuple `RECIPES` of plain data. No torch, no lightning."""
+"""WHAT to do: a module for each setting (a long one has a second, such as llm_conditioned), each a tuple `RECIPES` of plain data. No torch, no lightning."""
 
 from __future__ import annotations
 

@@ -277,7 +277,7 @@ ADAFACTOR = replace(
 ADAMW_8BIT = replace(
     PRETRAINING,
     name="llm/adamw_8bit",
-    summary="Language-model pretraining with AdamW's moments in 8 bits: a quarter of the optimizer memory",
+    summary="Language-model pretraining with AdamW's moments in 8 bits (embeddings keep 32): a quarter of the optimizer memory",
     deviate="llm when memory is enough",
     optimizer=optimizer_name("adamw_8bit", "AdamW's values unchanged", EIGHT_BIT_SOURCE),
 )

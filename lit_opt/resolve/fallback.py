@@ -44,7 +44,8 @@ def resolve_fallback(
         return {}, {}
     own = row.name == spec.optimizer.number and bool(spec.fallback)
     published: Mapping[str, Value] = spec.fallback if own else MUON_FALLBACK
-    shares_units = UNITS[hyperparameters["scale"]] == "AdamW"
+    shares_units = UNITS.get(hyperparameters.get("scale", ""), row.units) == "AdamW"
+    which = f"scale {hyperparameters['scale']}" if "scale" in hyperparameters else f"{row.name} takes AdamW's"
     given, _ = check_hyperparameters(get_row("adamw"), o.get("fallback", {}))
     shared = {"lr": lr, "weight_decay": weight_decay} if shares_units else {}
     numbers: dict[str, Any] = {}
@@ -53,6 +54,6 @@ def resolve_fallback(
         value = None if key in shared else published.get(key, MUON_FALLBACK[key])
         numbers[key] = given.get(key, shared.get(key, value.number if value else None))
         origin = "yours" if key in given else "recipe" if own and value is not None else "default"
-        note = f"the matrices' own (scale {hyperparameters['scale']})" if key in shared and key not in given else ""
+        note = f"the matrices' own ({which})" if key in shared and key not in given else ""
         origins[f"fallback.{key}"] = Provenance(number=numbers[key], origin=origin, note=note, value=value)
     return numbers, origins

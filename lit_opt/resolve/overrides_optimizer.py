@@ -239,7 +239,7 @@ def _unpublished(
 
 def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
     """Whose learning rates a matrix method takes with the scale that is given or by default."""
-    if row is None or not row.matrix:
+    if row is None or row.hyperparameters.get("scale") not in UNITS:
         return ""
     kwargs = o.get("optimizer_kwargs", {})
     scale = kwargs.get("scale") if isinstance(kwargs, Mapping) else None

@@ -165,3 +165,18 @@ def test_deepspeed_is_given_the_trainers_value_for_the_length_of_the_run() -> No
     assert strategy.value == LIMIT and t.gradient_clip_val is None
     with pytest.raises(RecipeError, match="DeepSpeed clips by the global norm only"):
         fit(Norms(), Recipe("llm", clip=ClipSpec(limit=0.1, kind="value")), strategy=DeepSpeedStrategy())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_norm_of_half_precision_is_float32s(dtype: torch.dtype) -> None:
+    """bfloat16 has three digits, and the sum of squares of float16 overflows at a norm of 256."""
+    g = torch.Generator().manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.zeros(64, 64, dtype=dtype)) for _ in range(3)]
+    for p in parameters:
+        p.grad = (10 * torch.randn(64, 64, generator=g)).to(dtype)
+    whole = torch.cat([p.grad.flatten().double() for p in parameters])  # type: ignore[union-attr]
+    norm = clip_gradients(parameters, ClipSpec(limit=1.0))
+    assert norm is not None and norm.dtype == torch.float32
+    assert float(norm) == pytest.approx(float(whole.norm()), rel=1e-6)
+    clipped = torch.cat([p.grad.flatten().double() for p in parameters])  # type: ignore[union-attr]
+    assert float(clipped.norm()) == pytest.approx(1.0, rel=5e-3)

@@ -1,4 +1,4 @@
-"""EMA in two processes on the CPU (gloo): DDP, and FSDP2 with one checkpoint file or with shards.
+"""EMA in two processes on the CPU (gloo): DDP, and FSDP2 and FSDP1 with one checkpoint file or with shards.
 
 The checks are in ema_processes.py, because Lightning starts the second process by running the script again.
 All kinds share one launch, for most of its time goes into importing.
@@ -18,7 +18,7 @@ def launch(tmp_path_factory):
     return folder, result
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2_sharded"])
+@pytest.mark.parametrize("kind", ["ddp", "fsdp2", "fsdp2_sharded", "fsdp1", "fsdp1_sharded"])
 def test_two_processes(kind, launch):
     folder, result = launch
     passed = sorted(file.name for file in (folder / kind).glob("passed.*"))

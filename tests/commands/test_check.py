@@ -102,6 +102,29 @@ def test_notes_are_findings_when_strict(tmp_path):
     assert check(config(tmp_path, "Net", recipe=recipe), "--strict") == 1
 
 
+def test_a_finding_that_is_meant_is_silenced_and_said_to_be(tmp_path, capsys):
+    path = config(tmp_path, "Warned")
+    assert check(path, "--format", "json") == 1
+    before = [f["id"] for f in found(capsys)["findings"]]
+    assert before[:2] == ["decay-on-norms", "adam-l2"]
+    assert check(path, "--ignore", "adam-l2", "--format", "json") == 1  # the other warning counts
+    data = found(capsys)
+    assert [f["id"] for f in data["findings"]] == [one for one in before if one != "adam-l2"]
+    assert [(f["id"], f["level"]) for f in data["silenced"]] == [("adam-l2", "warning")]
+    assert check(path, "--ignore=adam-l2, decay-on-norms", "--ignore", "beta2-llm") == 0
+    out = " ".join(capsys.readouterr().out.split())
+    assert "Silenced by ignore: 2 findings: adam-l2 (warning), decay-on-norms (warning)." in out
+    assert "Nothing to silence for beta2-llm." in out and "2 silenced." in out
+    assert "decoupled" not in out  # adam-l2's advice
+
+
+def test_an_unknown_id_to_ignore_is_an_error(tmp_path, capsys):
+    assert check(config(tmp_path, "Warned"), "--ignore", "adam_l2,decay-on-norms,zzz") == 2
+    err = " ".join(capsys.readouterr().err.split())
+    assert "no check has the id 'adam_l2'. Did you mean 'adam-l2'?" in err and "'zzz'" in err
+    assert "'decay-on-norms'" not in err.replace("Known", "")
+
+
 def test_a_recipe_says_the_setting(tmp_path, capsys):
     path = config(tmp_path, "Net", recipe={"name": "vit", "batch_size": 256})
     assert check(path, "--format", "json") == 0

@@ -39,8 +39,9 @@ def test_json_and_text_agree(capsys):
     assert any("from scratch they are low" in reason for reason in answer["reasons"])
 
 
-def test_what_it_says_to_type_works(capsys):
+def test_what_it_says_to_type_works(capsys, tmp_path, monkeypatch):
     """The proposal's own command trains."""
+    monkeypatch.chdir(tmp_path)  # a run leaves its checkpoints where it starts
     answer = json.loads(said(capsys, "--config", "cnn", "--recipe.name=llm", "--recipe.clip=1.0", "--format=json"))
     assert answer["recipe"] == "cnn" and answer["configured"] == "llm"
     assert answer["next"][-1] == "lit-opt fit --config cnn --recipe.clip=1.0 --recipe.name=cnn"

@@ -59,7 +59,7 @@ def test_uncommenting_everything_changes_nothing(name):
     facts = RunFacts(total_steps=1000, global_batch=4096, parameter_count=10_000_000)
     text = uncommented("\n" + "\n".join(recipe_section(spec, facts=facts)))
     section = yaml.safe_load(text)["recipe"]
-    assert list(section) == ["name", *FIELDS, "existing", "on_resume"]
+    assert list(section) == ["name", *FIELDS, "existing", "on_resume", "on_nonfinite"]
     assert set(section) == set(inspect.signature(Recipe).parameters)
     overrides = {key: section[key] for key in FIELDS}
     assert find_problems(spec, {k: v for k, v in overrides.items() if v is not None}) == []

@@ -197,7 +197,7 @@ LIGHTNING = {"pytorch-lightning_version": "2.5.0", "epoch": 0, "global_step": 0,
     [
         (None, "no such file. Did you mean 'model_b.ckpt'?"),
         (b"hello", "is damaged or no checkpoint"),
-        (b"", "is damaged or no checkpoint"),
+        (b"", "it is empty"),
         ({"weights": 1}, "is no checkpoint of Lightning (no 'state_dict' in it)."),
         ([1, 2], "is no checkpoint of Lightning"),
         ({"state_dict": {}}, "(no 'pytorch-lightning_version' in it)."),
@@ -221,7 +221,7 @@ def test_a_damaged_checkpoint_of_our_own(empty_folder, capsys):
     checkpoint = next(empty_folder.rglob("*.ckpt"))
     assert main(["fit", *QUIET, MODEL, LLM, "--trainer.max_steps=3", f"--ckpt_path={checkpoint}"]) == 0
     checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
-    assert "is damaged" in message(capsys, "fit", *QUIET, MODEL, LLM, f"--ckpt_path={checkpoint}")
+    assert "it is cut short" in message(capsys, "fit", *QUIET, MODEL, LLM, f"--ckpt_path={checkpoint}")
 
 
 def test_a_real_bug_keeps_its_traceback():

@@ -33,6 +33,7 @@ LR = {
     "sgd": 0.05,
     "nesterov": 0.05,
     "mars_m": 0.1,
+    "aro": 0.1,
     "adadelta": 10.0,
     "adagrad": 0.3,
     "radam": 0.05,

@@ -12,7 +12,10 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from lit_opt import Recipe
+from lit_opt.errors import RecipeError
 from lit_opt.optim import build
+from tests.preflight.measured import backward, network
 
 FIXTURE = json.loads((Path(__file__).parents[1] / "fixtures" / "classic" / "adamw_8bit.json").read_text())
 HYPER = {"lr": 1e-3, "betas": (0.9, 0.999), "eps": 1e-8, "weight_decay": 0.1}
@@ -86,13 +89,72 @@ def test_states_take_a_quarter_and_resume_bit_for_bit():
     assert torch.equal(weight, other)
 
 
+def test_a_recipe_keeps_embeddings_in_32_bits():
+    """Two tables of the same size: the embedding, and the head."""
+    module = network()
+    recipe = Recipe("llm/adamw_8bit", lr=1e-3, warmup=2, total_steps=8)
+    estimate = recipe.plan(module, accelerator="cpu").memory
+    optimizer, _ = recipe.configure(module, total_steps=8, global_batch=2)
+    backward(module)
+    optimizer.step()
+    large = {name: p for name, p in module.named_parameters() if p.numel() > 4096}
+    moments = {name: optimizer.state[p]["state1"].dtype for name, p in large.items()}
+    assert moments.pop("embedding.weight") == torch.float32
+    assert set(moments.values()) == {torch.uint8} and "head.weight" in moments
+    (group,) = (g for g in optimizer.param_groups if any(p is module.embedding.weight for p in g["params"]))
+    assert (group["name"], group["optim_bits"], len(group["params"])) == ("no_decay/optim_bits_32", 32, 1)
+    (line,) = (line for line in estimate.lines if line.name == "optimizer state")
+    assert line.bytes == state_bytes(optimizer)
+
+
+def test_32_bits_equal_adamw_and_resume():
+    torch.manual_seed(0)
+    start = torch.randn(80, 64)
+
+    def setup(name: str, **more: Any) -> tuple[nn.Parameter, Optimizer]:
+        weight = nn.Parameter(start.clone())
+        return weight, build(name, [{"params": [weight], **more}], **HYPER)
+
+    ours, optimizer = setup("adamw_8bit", optim_bits=32)
+    exact, reference = setup("adamw")
+    rounded, eight = setup("adamw_8bit")
+    grads = [torch.randn(80, 64) for _ in range(6)]
+    for step, grad in enumerate(grads):
+        for weight, each in ((ours, optimizer), (exact, reference), (rounded, eight)):
+            weight.grad = grad.clone()
+            each.step()
+        if step == 2:  # goes on from a checkpoint
+            saved, ours = optimizer.state_dict(), nn.Parameter(ours.detach().clone())
+            optimizer = build("adamw_8bit", [{"params": [ours], "optim_bits": 32}], **HYPER)
+            optimizer.load_state_dict(saved)
+    assert (ours - exact).abs().max() < 1e-6 < (rounded - exact).abs().max()
+
+
+def test_other_bits_are_refused():
+    with pytest.raises(RecipeError, match="optim_bits: 16 is not allowed"):
+        build("adamw_8bit", [{"params": [nn.Parameter(torch.ones(2))], "optim_bits": 16}], lr=1e-3)
+
+
+@pytest.mark.slow
+def test_torchao_keeps_32_bits_where_asked():
+    torchaos = pytest.importorskip("lit_opt.optim.low_bit_torchao", reason="torchao (extra lowbit) is not installed")
+    table, weight = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(64, 64))
+    optimizer = torchaos.AdamW8bit([{"params": [table], "optim_bits": 32}, {"params": [weight]}], lr=1e-3)
+    for param in (table, weight):
+        param.grad = torch.randn(64, 64)
+    optimizer.step()
+    assert type(optimizer.state[table]["exp_avg"]) is torch.Tensor
+    assert optimizer.state[table]["exp_avg_sq"].dtype == torch.float32
+    assert type(optimizer.state[weight]["exp_avg"]) is not torch.Tensor
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("name", "bound"), [("AdamW8bit", 0.03), ("adamw_fp8", 0.06), ("adamw_4bit", 0.4)])
 def test_torchaos_classes_step_with_plain_rates(name: str, bound: float, monkeypatch: Any):
     """Each compiles its step for half a minute on a CPU."""
     torchaos = pytest.importorskip("lit_opt.optim.low_bit_torchao", reason="torchao (extra lowbit) is not installed")
     if name == "AdamW8bit":
-        monkeypatch.setattr("bitsandbytes.optim.AdamW8bit", torchaos.AdamW8bit)
+        monkeypatch.setattr("lit_opt.optim.low_bit_bitsandbytes.AdamW8bit", torchaos.AdamW8bit)
         name = "adamw_8bit"
     errors = update_errors(name)
     assert errors[10] < bound

@@ -17,7 +17,7 @@ SETTINGS = {"llm", "vlm", "vit", "cnn", "diffusion", "large_batch"}
 NONE_PUBLISHED = {
     *("amsgrad", "teon", "adagrad", "rmsprop", "adadelta", "radam", "nadam", "signum", "adabelief", "adabound"),
     *("lion", "adafactor", "schedule_free_adamw", "schedule_free_sgd", "kfac", "natural_gradient", "onebit_adam"),
-    *("adamw_fp8", "adamw_4bit"),
+    *("adamw_fp8", "adamw_4bit", "aro"),
 }
 
 each_row = pytest.mark.parametrize("row", [get_row(row.name) for row in ROWS], ids=lambda row: row.name)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.profiler import ProfilerActivity, profile
+from torch.profiler import ProfilerActivity, profile, record_function
 
 from lit_opt import Recipe
 
@@ -73,9 +73,21 @@ def held_by(optimizer: Optimizer) -> int:
     return sum(local_bytes(t) for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor))
 
 
-def most_at_once(function: Callable[[], Any]) -> int:
-    """The largest growth of torch's CPU memory inside the function, by the profiler's record of allocations."""
-    return max(_growth(function))
+def most_at_once(function: Callable[[], Any], before: Callable[[], Any] | None = None) -> int:
+    """The largest growth of torch's CPU memory inside the function, by the profiler's record of allocations.
+
+    The profiler does not see that something is freed that was there when it began. `before` runs under it, too.
+    """
+    if before is None:
+        return max(_growth(function))
+
+    def both() -> None:
+        before()
+        with record_function(_WINDOW):
+            function()
+
+    first, *inside = _growth(both, _WINDOW)
+    return max(inside, default=first) - first
 
 
 def left_after(function: Callable[[], Any]) -> int:
@@ -83,7 +95,10 @@ def left_after(function: Callable[[], Any]) -> int:
     return _growth(function)[-1]
 
 
-def _growth(function: Callable[[], Any]) -> list[int]:
+_WINDOW = "measured from here"
+
+
+def _growth(function: Callable[[], Any], window: str = "") -> list[int]:
     gc.collect()
     gc.disable()  # what earlier tests have left would be freed inside
     try:
@@ -91,8 +106,13 @@ def _growth(function: Callable[[], Any]) -> list[int]:
             function()
     finally:
         gc.enable()
-    events = [e for e in measured.profiler.kineto_results.events() if e.name() == "[memory]"]
-    return [0, *accumulate(event.nbytes() for event in sorted(events, key=lambda e: e.start_ns()))]
+    found = measured.profiler.kineto_results.events()
+    events = sorted((e for e in found if e.name() == "[memory]"), key=lambda e: e.start_ns())
+    sizes = list(accumulate((event.nbytes() for event in events), initial=0))
+    if not window:
+        return sizes
+    start = next(e.start_ns() for e in found if e.name() == window)
+    return sizes[sum(event.start_ns() < start for event in events) :]
 
 
 def backward(module: nn.Module) -> None:
@@ -108,11 +128,27 @@ def measure(name: str, module: nn.Module, *, scratch: bool = True) -> dict[str, 
     optimizer.step(lambda: 0.0)  # SAM takes the gradients that are there
     rest = sum(local_bytes(p) + local_bytes(p.grad) for p in module.parameters() if p.grad is not None)
     found = {"state": held_by(optimizer), "held": held_by(optimizer) + rest}
-    if scratch:
+    if scratch and hasattr(optimizer, "columns_of"):
+        found["scratch"] = _with_records(module, optimizer)
+    elif scratch:
         backward(module)
         found["scratch"] = most_at_once(lambda: optimizer.step(lambda: 0.0))
-        assert held_by(optimizer) == found["state"]
+    assert held_by(optimizer) == found["state"]
     return found
+
+
+def _with_records(module: nn.Module, optimizer: Any) -> int:
+    """K-FAC's step replaces what it holds, and ends with what the backward pass has recorded."""
+    recorded = 0
+
+    def before() -> None:
+        nonlocal recorded
+        backward(module)
+        optimizer.step()
+        backward(module)
+        recorded = sum(local_bytes(t) for r in optimizer._records.values() for t in (r.A, r.G))
+
+    return most_at_once(optimizer.step, before) + recorded
 
 
 def sharded(width: int) -> nn.Module:

@@ -1,6 +1,6 @@
 """Models that nobody here wrote, at their real sizes, on the meta device: from configs alone, no weights, no download.
 
-litgpt is not installed here, so its GPT is not among them; the Llama and Qwen of transformers have its layers.
+litgpt's GPT is in litgpt_models.py: it cannot be installed beside transformers 5.
 """
 
 from __future__ import annotations

@@ -41,11 +41,11 @@ MEASURED = [
     for name in list_optimizers()
     if (row := get_row(name)).exact and not (row.needs_module or row.exchanges or row.compiles)
 ]
-# adafactor_bv makes its factors with new_zeros, which shards them its own way.
-MEASURED_FSDP2 = [name for name in MEASURED if name != "adafactor_bv"]
+# bitsandbytes' state has other names, and K-FAC watches the module; neither runs on shards here.
+ONE_DEVICE = [*MEASURED, "adamw_8bit", "kfac"]
 
 
-@pytest.mark.parametrize("name", MEASURED)
+@pytest.mark.parametrize("name", ONE_DEVICE)
 def test_state_and_scratch_of_every_row(name: str) -> None:
     module = network()
     plan = recipe(name).plan(module, accelerator="cpu")
@@ -58,7 +58,43 @@ def test_state_and_scratch_of_every_row(name: str) -> None:
     assert part(plan, "scratch of a step") == pytest.approx(found["scratch"], rel=0.2, abs=1000)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if (use := get_row(name).scratch) and use.lists])
+def test_what_is_not_measured_is_known() -> None:
+    """All others are measured: not what needs a GPU, whole Fisher matrices or several processes."""
+    unmeasured = {name for name in list_optimizers() if get_row(name).scratch is None}
+    assert unmeasured == {"adamw_fp8", "adamw_4bit", "natural_gradient", "onebit_adam"}
+    assert {name for name in list_optimizers() if name not in ONE_DEVICE} == unmeasured
+
+
+@pytest.mark.parametrize("name, base", [("sam", "muon"), ("asam", "lion"), ("sam", "adabelief")])
+def test_scratch_around_another_base(name: str, base: str) -> None:
+    """What the wrapper holds throughout is beside what its base needs."""
+    kwargs: dict[str, Any] = {"optimizer_kwargs": {"base": base}} | (
+        {"fallback": {"lr": 1e-3}} if base == "muon" else {}
+    )
+    ours = Recipe("llm", optimizer=name, lr=1e-3, weight_decay=0.1, warmup=2, total_steps=8, **kwargs)
+    module = network(64)
+    estimate = part(ours.plan(module, accelerator="cpu"), "scratch of a step")
+    optimizer, _ = ours.configure(module, total_steps=8, global_batch=2)
+    backward(module)
+    optimizer.step(lambda: 0.0)
+    backward(module)
+    assert estimate == pytest.approx(most_at_once(lambda: optimizer.step(lambda: 0.0)), rel=0.2)
+
+
+def test_a_plan_of_kfac_leaves_no_hooks_and_knows_its_layers() -> None:
+    module = network(64)
+    plan = recipe("kfac").plan(module, accelerator="cpu")
+    assert not any(layer._forward_hooks for layer in module.modules())
+    # The embedding is no layer that is watched, and the head has no bias.
+    sides = [(131, 65), (64, 131)] * 4 + [(101, 64)]
+    factors = sum(2 * (a * a + b * b) + a + b for a, b in sides)
+    assert part(plan, "optimizer state") == 4 * (factors + plan.parameters["trainable"])
+    assert "factors" in next(line.how for line in plan.memory.lines if line.name == "optimizer state")
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in MEASURED if (use := get_row(n).scratch) and use.lists and not get_row(n).wraps]
+)
 def test_scratch_of_a_step_over_lists(name: str) -> None:
     """What torch does on CUDA, made to happen here: copies of the largest group, one or more at a time."""
     module = network()
@@ -75,10 +111,10 @@ def test_scratch_of_a_step_over_lists(name: str) -> None:
 
 @pytest.fixture(scope="module")
 def sharded(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED_FSDP2)
+    return two_processes(tmp_path_factory.mktemp("fsdp2"), 48, MEASURED)
 
 
-@pytest.mark.parametrize("name", MEASURED_FSDP2)
+@pytest.mark.parametrize("name", MEASURED)
 def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
     found = [result[name] for result in sharded]
     assert "error" not in found[0], found[0]

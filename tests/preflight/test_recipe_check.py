@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import pytest
@@ -273,3 +274,25 @@ def test_json_and_problems():
     assert set(data["findings"][0]) == {"id", "level", "message", "evidence", "why", "source", "fix"}
     assert data["setting"] == "llm" and data["judged"] > 25
     assert problems(report) == []
+
+
+def test_a_finding_that_is_meant_neither_raises_nor_hides():
+    wrong = Own(lambda o: lrs.CosineAnnealingLR(o, T_max=16), "epoch")
+    with pytest.raises(RecipeError, match="schedule-per-epoch"):
+        checked(wrong, check=RecipeCheck(on_error="raise"), max_epochs=2)
+    report = checked(wrong, check=RecipeCheck(on_error="raise", ignore=["schedule-per-epoch", "adam-l2"]), max_epochs=2)
+    assert ids(report) == [] and [f.id for f in report.silenced] == ["schedule-per-epoch"]
+    assert report.worst == "" and problems(report) == []
+    assert "Silenced by ignore: 1 finding: schedule-per-epoch (error). Nothing to silence for adam-l2." in report_text(
+        report
+    )
+    assert json.loads(report_json(report))["ignored"] == ["schedule-per-epoch", "adam-l2"]
+
+
+def test_what_cannot_be_ignored_is_refused():
+    with pytest.raises(
+        RecipeError, match=r"no check has the id 'schedule_per_epoch'\. Did you mean 'schedule-per-epoch'"
+    ):
+        RecipeCheck(ignore=["schedule_per_epoch"])
+    with pytest.raises(RecipeError, match=r"is a string\. Give a list, ignore=\['adam-l2'\]"):
+        RecipeCheck(ignore="adam-l2")

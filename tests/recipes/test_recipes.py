@@ -1,6 +1,7 @@
 """Each recipe's numbers, typed in once more from the notes they were read from, and the shape of the data."""
 
 import dataclasses
+import importlib
 import operator
 import pickle
 import subprocess
@@ -119,6 +120,32 @@ EXPECTED = {
     "llm/normuon": without(LLM, *BY_SIZE, "hyperparameters.betas", "hyperparameters.eps")
     | MUON
     | {"optimizer": "normuon", "hyperparameters.beta2": 0.95},
+    "llm/scion": without(LLM, *BY_SIZE, "hyperparameters.betas", "hyperparameters.eps", "warmup.max_steps")
+    | {key: number for key, number in MUON.items() if key.startswith("fallback.")}
+    | {
+        "optimizer": "scion",
+        "lr.base": 2**-12,
+        "lr.scaling.rule": "none",
+        "weight_decay": 1.0,
+        "hyperparameters.momentum": 0.1,
+        "hyperparameters.norm": "Spectral",
+        "hyperparameters.scale": 50.0,
+        "hyperparameters.last_scale": 3000.0,
+        "no_decay": tuple(role for role in ROLES if role != "embedding"),
+        "warmup.length": 0.0,
+        "decay.kind": "wsd",
+        "decay.final": 0.0,
+        "decay.cooldown": 0.28,
+        "clip": 0.0,
+    },
+    "llm/aro": without(LLM, "hyperparameters.betas", "hyperparameters.eps")
+    | {
+        "optimizer": "aro",
+        "hyperparameters.momentum": 0.95,
+        "hyperparameters.update_rms": 0.2,
+        "fallback.betas": (0.9, 0.95),
+        "fallback.eps": 1e-8,
+    },
     "cnn/muon": without(CNN, "lr.scaling.limit") | MUON | {"lr.scaling.reference_batch": 2000},
     "vlm": {
         **{key: number for key, number in LLM.items() if "by_parameters" not in key and key != "lr.scaling.limit"},
@@ -290,6 +317,9 @@ GUIDE = {
     # In AdamW's units: AdamW's ranges.
     "llm/muon_rms": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
     "llm/normuon": {"lr.base": (0.01, 0.05), "weight_decay": (0.0, 0.01), "warmup.length": (0.01, 0.05)},
+    # In AdamW's units as well.
+    "llm/aro": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
+    "llm/scion": {},
     "vit/muon": {"lr.base": (1e-4, 3e-4), "weight_decay": (0.01, 0.3)},
     "cnn/muon": {"lr.base": (0.01, 0.05), "weight_decay": (0.0, 0.01)},
     "vlm": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
@@ -519,8 +549,13 @@ def test_two_recipes_of_one_name_are_refused(tmp_path, monkeypatch):
 
 def test_every_file_of_the_folder_is_used():
     folder = Path(package.__file__).parent
-    settings = {path.stem for path in folder.glob("*.py")} - {"__init__", "schema", "frozen", "common", "muon"}
-    assert settings == {get_recipe(name).setting for name in ALL}
+    modules = {path.stem for path in folder.glob("*.py")} - {"__init__", "schema", "frozen", "common", "muon"}
+    settings = {get_recipe(name).setting for name in ALL}
+    assert settings <= modules
+    for module in modules:
+        specs = importlib.import_module(f"{package.__name__}.{module}").RECIPES
+        assert len({spec.setting for spec in specs}) == 1, "one setting a module"
+        assert module == specs[0].setting or module.startswith(f"{specs[0].setting}_")
 
 
 def test_no_torch_no_lightning():

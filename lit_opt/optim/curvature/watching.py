@@ -114,6 +114,11 @@ class WatchingOptimizer(Optimizer):
         self._forget()
         super().zero_grad(set_to_none)
 
+    def columns_of(self, param: Tensor) -> int:
+        """Columns of [weight, bias] of the layer that is watched for this weight, 0 where none is."""
+        layer = self._layers[param][1] if param in self._layers else None
+        return 0 if layer is None else param[0].numel() + self._has_bias(layer)
+
     def _takes(self, layer: Layer) -> bool:
         """Whether it preconditions this layer at all."""
         return True

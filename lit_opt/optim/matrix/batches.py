@@ -76,7 +76,7 @@ def place(batch: Tensor, slot: Slot) -> Tensor:
         >>> from lit_opt.optim import Muon
         >>> weight = torch.ones(6, 4, requires_grad=True)
         >>> optimizer = Muon([weight], num_heads=2)
-        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> [chunk], _ = optimizer._planned([[weight]])
         >>> place(torch.ones(chunk.shape), chunk.slots[0]).shape
         torch.Size([2, 3, 4])
     """
@@ -92,7 +92,7 @@ def matrices_of(tensor: Tensor, slot: Slot, group: Mapping[str, Any]) -> Tensor:
         >>> from lit_opt.optim import Muon
         >>> weight = torch.ones(6, 4, requires_grad=True)
         >>> optimizer = Muon([weight], num_heads=2)
-        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> [chunk], _ = optimizer._planned([[weight]])
         >>> matrices_of(weight, chunk.slots[0], optimizer.param_groups[0]).shape
         torch.Size([2, 3, 4])
     """

@@ -87,6 +87,8 @@ def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
     _, rows, cols = chunk.shape
     size, side = rows * cols, min(rows, cols)
     width = _compute_width(chunk, cuda)
+    if "orthogonalize" not in chunk.options:
+        return count * (6 * size + 3 * side * side) * width  # ARO, measured
     start = size * width if width != chunk.dtype.itemsize else 0
     products = 4 if max(rows, cols) >= 2 * side else 2
     iterates = (2 * size + products * side * side) * width
@@ -167,6 +169,8 @@ def result_width(optimizer: Optimizer, chunk: Chunk, cuda: bool, *, normalised: 
 
 def _compute_width(chunk: Chunk, cuda: bool) -> int:
     """Bytes of a number in the iteration."""
+    if "ns_dtype" not in chunk.options:
+        return chunk.dtype.itemsize
     if cuda and chunk.options["ns_dtype"] == "auto" and chunk.dtype == torch.float32:
         return 2 if chunk.options["orthogonalize"] != "svd" else 4
     options, side = chunk.options, min(chunk.shape[1:])
@@ -196,5 +200,4 @@ def planned(optimizer: Optimizer, processes: int = 1) -> list[Chunk]:
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
         for group in groups
     ]
-    own = optimizer.stages.options  # type: ignore[attr-defined]
-    return make_plan(groups, matrices, ("orthogonalize", "ns_steps", "ns_dtype", *own), processes)
+    return make_plan(groups, matrices, optimizer.stages.shared, processes)  # type: ignore[attr-defined]

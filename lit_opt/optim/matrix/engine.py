@@ -10,7 +10,6 @@ matrices are not meant for. All state is in self.state, and `p.grad` is never wr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, ClassVar
 
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from lit_opt.averaging.shards import gradients_of, local, locals_of
+from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
@@ -30,63 +29,10 @@ from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_sharded
 from lit_opt.optim.matrix.sharing import shared, shares
+from lit_opt.optim.matrix.stages import Group, Stages
 
-Group = Mapping[str, Any]
-States = Sequence[dict[str, Any]]
 # Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
 Mixes = dict[Tensor, tuple[Tensor | None, Tensor, float]]
-
-
-def own_gradient(group: Group, params: Sequence[Tensor], states: States) -> list[Tensor]:
-    """Stage 1 of Muon: the gradient as it is.
-
-    Example:
-        >>> import torch
-        >>> weight = torch.ones(2, 2, requires_grad=True)
-        >>> weight.sum().backward()
-        >>> own_gradient({}, [weight], [{}])[0] is weight.grad
-        True
-    """
-    return gradients_of(params)
-
-
-def averaged(group: Group, estimates: list[Tensor], states: States) -> float:
-    """Stage 2 of Muon: M <- momentum M + (1 - momentum) C. What is preconditioned is M, or with Nesterov one step ahead.
-
-    Returns:
-        The share w of the buffer in (1 - w) C + w M, which goes into P.
-
-    Example:
-        >>> import torch
-        >>> state = {"momentum_buffer": torch.zeros(2)}
-        >>> averaged({"momentum": 0.5, "nesterov": False}, [torch.ones(2)], [state]), state["momentum_buffer"]
-        (1.0, tensor([0.5000, 0.5000]))
-    """
-    momentum = group["momentum"]
-    torch._foreach_lerp_(locals_of([state["momentum_buffer"] for state in states]), estimates, 1 - momentum)
-    return momentum if group["nesterov"] else 1.0
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What one method does where methods differ.
-
-    Args:
-        estimate: (group, params, states) -> the estimated gradients C. It may return the gradients themselves.
-        momentum: (group, estimates, states) -> w; updates the buffers. (1 - w) C + w M goes into P.
-        normalise: (P(G), rows, group) -> None, in place, with P(G) of shape (count, rows, cols) and the second moments
-            `rows` of shape (count, rows, 1), in place as well. None for none.
-        options: The method's group options that all matrices of one call must share.
-
-    Example:
-        >>> Stages().momentum is averaged
-        True
-    """
-
-    estimate: Callable[[Group, Sequence[Tensor], States], list[Tensor]] = own_gradient
-    momentum: Callable[[Group, list[Tensor], States], float] = averaged
-    normalise: Callable[[Tensor, Tensor, Group], None] | None = None
-    options: tuple[str, ...] = ()
 
 
 class MatrixOptimizer(Optimizer):
@@ -121,8 +67,8 @@ class MatrixOptimizer(Optimizer):
         self._forget_plan()
 
     def _forget_plan(self) -> None:
-        self._plan: list[Chunk] | None = None
-        self._plan_key: tuple[Any, ...] = ()
+        self._plan: tuple[list[Chunk], list[list[Tensor]]] | None = None
+        self._plan_key: Any = None
         self._routes: list[Route] | None = None
 
     def share_work(self, group: Any = None) -> None:
@@ -172,22 +118,16 @@ class MatrixOptimizer(Optimizer):
             What the closure returned, or None.
         """
         loss = self._evaluate(closure)
-        active: list[list[Tensor]] = []
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None and p.numel()]
-            matrices = [] if group["algorithm"] == "adamw" else [p for p in params if p.ndim > 1]
-            active.append(matrices)
-            if len(matrices) < len(params):
-                self._adamw(group, [p for p in params if p.ndim < 2] if matrices else params)
-        chunks = self._chunks(active)
+        active = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        chunks, rest = self._planned(active)
+        for group, params in zip(self.param_groups, rest, strict=True):
+            if params:
+                self._step_rest(group, params)
         step_sharded(self, self._routes or ())
         mixes: Mixes = {}
         for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
-            if self._processes > 1:
-                update = shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
-            else:
-                update = self._precondition(chunk, batch)
+            update = self._conditioned(index, chunk, batch)
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
         return loss
@@ -198,7 +138,12 @@ class MatrixOptimizer(Optimizer):
         with torch.enable_grad():
             return closure()
 
-    def _adamw(self, group: Group, params: list[Tensor]) -> None:
+    def _takes(self, group: Group) -> bool:
+        """Whether the matrices of a group go through the stages."""
+        return bool(group["algorithm"] != "adamw")
+
+    def _step_rest(self, group: Group, params: list[Tensor]) -> None:
+        """A step of what goes through no stages, by AdamW."""
         own = group["algorithm"] == "adamw"
         decay = group["weight_decay"] if own else group["fallback_weight_decay"]
         adamw_update(
@@ -211,7 +156,7 @@ class MatrixOptimizer(Optimizer):
         )
 
     def _open(self, index: int, params: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor], float]:
-        """Stages 1 and 2, and the decay, for some matrices of a group: estimates, buffers and their share."""
+        """Stages 1 and 2 for some matrices of a group: estimates, buffers and their share."""
         group = self.param_groups[index]
         states = [self.state[param] for param in params]
         for param, state in zip(params, states, strict=True):
@@ -219,22 +164,29 @@ class MatrixOptimizer(Optimizer):
                 state["momentum_buffer"] = torch.zeros_like(param)
         estimates = self.stages.estimate(group, params, states)
         share = self.stages.momentum(group, estimates, states)
-        decay_(params, group["lr"] * group["weight_decay"])
         return None if share == 1.0 else estimates, [state["momentum_buffer"] for state in states], share
 
-    def _chunks(self, active: list[list[Tensor]]) -> list[Chunk]:
-        """The plan, made anew only where the parameters with gradients or the options changed."""
-        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
-        layout = ("layout", "split_sizes", "num_heads", "stack")
+    def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
+        """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
+        agreed = self.stages.shared
+        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
         key = (
-            tuple(id(param) for params in active for param in params),
-            tuple(str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups),
+            [[id(param) for param in params] for params in active],
+            [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            chunks = make_plan(self.param_groups, active, agreed)
-            self._plan, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
-            self._meshes, self._plan_key = meshes_of(self.param_groups), key
-            self._shares = shares(self._plan, self._processes)
+            takes = [self._takes(group) for group in self.param_groups]
+            matrices = [
+                [p for p in params if _is_matrix(p) and took] for took, params in zip(takes, active, strict=True)
+            ]
+            rest = [
+                [p for p in params if p.numel() and not (_is_matrix(p) and took)]
+                for took, params in zip(takes, active, strict=True)
+            ]
+            chunks = make_plan(self.param_groups, matrices, agreed)
+            plain, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
+            self._plan, self._plan_key, self._meshes = (plain, rest), key, meshes_of(self.param_groups)
+            self._shares = shares(plain, self._processes)
             self._routes = None
         agree(self._meshes, self._sharded, self.param_groups)
         if self._routes is None:
@@ -268,33 +220,63 @@ class MatrixOptimizer(Optimizer):
             mix_(target, estimate, buffer, share)
         return batch
 
+    def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
+        """Stage 3 for chunk number `index`, divided among the processes that share the work."""
+        if self._processes > 1:
+            return shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+        return self._precondition(chunk, batch)
+
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
-        """Stage 3: P(G), orthogonalisation."""
+        """Stage 3: P(G), orthogonalisation. It may use the batch as scratch."""
         options = chunk.options
         preset, side = options["orthogonalize"], min(chunk.shape[1:])
         dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
         return orthogonalize_(batch, preset, options["ns_steps"], dtype)
 
+    def _beside(self, chunk: Chunk) -> int:
+        """Numbers that P changes for each matrix of a chunk, beside the momentum: every process keeps all of them."""
+        return 0 if self.stages.normalise is None else chunk.shape[1]
+
+    def _kept(self, chunk: Chunk, slot: Slot) -> Tensor:
+        """These numbers of a slot's matrices, (count, ...), a view of the state."""
+        return self._row_moments(slot)
+
+    def _direction(self, chunk: Chunk, batch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """Stages 3 and 4 of whole matrices, anywhere: directions, and what is kept of them, changed."""
+        update = self._precondition(chunk, batch)
+        if self.stages.normalise is None or kept is None:
+            return update, None
+        # The batch is scratch by now.
+        update = batch.copy_(update) if update.dtype != batch.dtype else update
+        self.stages.normalise(update, kept, chunk.options)
+        return update, kept
+
     def _apply(self, chunk: Chunk, update: Tensor) -> None:
-        """Normalise, scale and apply."""
+        """Normalise, scale, decay and apply."""
         if self.stages.normalise is not None:
             moments = [self._row_moments(slot) for slot in chunk.slots]
             rows = torch.cat([moment.to(chunk.dtype) for moment in moments])
             self.stages.normalise(update, rows, chunk.options)
             torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
+        for index, params in chunk.opens:
+            # As late as this, since a CPU has the weights in its cache then for the update.
+            decay_(params, self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"])
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
-                add_(params, parts[: len(params)], self._factor(index, chunk.shape[1:]))
+                add_(params, parts[: len(params)], self._factor(index, chunk.shape[1:], chunk.kernel))
                 parts = parts[len(params) :]
             return
         for slot in chunk.slots:
-            part, factor = place(update, slot), self._factor(slot.group, slot.shape)
+            part, factor = place(update, slot), self._factor(slot.group, slot.shape, chunk.kernel)
             target = matrices_of(slot.param, slot, self.param_groups[slot.group])
             add_([target], [part.reshape(target.shape)], factor)
 
-    def _factor(self, index: int, shape: Sequence[int]) -> Any:
-        """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one."""
+    def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
+        """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one.
+
+        `kernel` of the columns belong to one input: the entries of a convolution's kernel, 1 elsewhere.
+        """
         group = self.param_groups[index]
         return -group["lr"] * scale_factor(group["scale"], *shape)
 
@@ -306,3 +288,7 @@ class MatrixOptimizer(Optimizer):
             total = sum(view.size(0) * view.size(1) for view in blocks(shapes, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
+
+
+def _is_matrix(param: Tensor) -> bool:
+    return param.ndim > 1 and param.numel() > 0

@@ -8,14 +8,13 @@ from typing import Any
 from lit_opt.averaging.shards import is_flat_shard, is_sharded
 from lit_opt.errors import nearest
 from lit_opt.optim.matrix.boxes import is_partial
-from lit_opt.optim.matrix.coefficients import PRESETS, check_preset
+from lit_opt.optim.matrix.coefficients import check_preset
 from lit_opt.optim.matrix.layout import check_layout
-from lit_opt.optim.matrix.scale import FORMULAS, UNITS
+from lit_opt.optim.matrix.scale import UNITS
+from lit_opt.optim.registry import get_row
 
 # What KellerJordan/Muon's README and the recipe llm/muon give to the tensors beside the matrices.
 FALLBACK = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8}
-DTYPES = ("auto", "bfloat16", "float32", "float64")
-CHOICES = {"orthogonalize": PRESETS, "ns_dtype": DTYPES, "scale": tuple(FORMULAS)}
 _ADAMW = ("lr", "betas", "eps", "weight_decay")
 _TORCHS = ("params", "param_names", "name", "algorithm", "initial_lr")
 
@@ -55,9 +54,9 @@ def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str
             f"{where}algorithm: {algorithm!r} in an optimizer {method!r}.{nearest(algorithm, (method, 'adamw'))} "
             f"Allowed: {method!r}, 'adamw'."
         ]
-    own_units = UNITS.get(group.get("scale", "original")) == "AdamW"
+    units = get_row(method).units
     if algorithm == "adamw":
-        shared = defaults["lr"] if UNITS.get(defaults.get("scale", "")) == "AdamW" else FALLBACK["lr"]
+        shared = defaults["lr"] if UNITS.get(defaults.get("scale", ""), units) == "AdamW" else FALLBACK["lr"]
         values = {
             "lr": defaults.get("fallback_lr", shared),
             "betas": defaults.get("fallback_betas", FALLBACK["betas"]),
@@ -71,21 +70,22 @@ def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str
     group.setdefault("fallback_betas", FALLBACK["betas"])
     group.setdefault("fallback_eps", FALLBACK["eps"])
     group.setdefault("fallback_weight_decay", None)
+    own_units = UNITS.get(group.get("scale", ""), units) == "AdamW"
     lr = group.pop("fallback_lr", group["lr"] if own_units else FALLBACK["lr"])
     vectors_alone = all(param.ndim < 2 for param in group["params"])
     # A group of vectors with its own learning rate means AdamW's. A rate of 0 has no ratio.
     alone = (vectors_alone and "lr" in given) or group["lr"] == 0
     group["fallback_lr_ratio"] = 1.0 if alone else lr / group["lr"]
-    return _check(group, where)
+    return _check(group, get_row(method).choices, where)
 
 
-def _check(group: Mapping[str, Any], where: str) -> list[str]:
+def _check(group: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]], where: str) -> list[str]:
     problems = [
         f"{where}{key}: {group[key]!r} is unknown.{nearest(group[key], words)} Known: {', '.join(words)}."
-        for key, words in CHOICES.items()
-        if group[key] not in words
+        for key, words in choices.items()
+        if key in group and group[key] not in words
     ]
-    if not problems:
+    if not problems and "orthogonalize" in group:
         problems += check_preset(group["orthogonalize"], group["ns_steps"], group["ns_dtype"], where=where)
     if any(is_flat_shard(param) for param in group["params"]):
         problems.append(

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lit_opt.averaging.shards import gradients_of, locals_of, norms_of
 from lit_opt.errors import RecipeError
-from lit_opt.optim.matrix.engine import Group, MatrixOptimizer, Stages, States, averaged
+from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
+from lit_opt.optim.matrix.stages import Group, Stages, States, averaged
 from lit_opt.optim.random_numbers import same_random_numbers
 
 VARIANTS = ("approx", "exact", "efficient")

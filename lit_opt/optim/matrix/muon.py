@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from lit_opt.optim.matrix.engine import MatrixOptimizer, Stages
+from lit_opt.optim.matrix.engine import MatrixOptimizer
+from lit_opt.optim.matrix.stages import Stages
 
 
 class Muon(MatrixOptimizer):

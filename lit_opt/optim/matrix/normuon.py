@@ -8,7 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_opt.optim.matrix.engine import Group, MatrixOptimizer, Stages
+from lit_opt.optim.matrix.engine import MatrixOptimizer
+from lit_opt.optim.matrix.stages import Group, Stages
 
 
 def normalised_rows(update: Tensor, rows: Tensor, group: Group) -> None:

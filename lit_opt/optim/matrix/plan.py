@@ -61,6 +61,7 @@ class Chunk:
         options: orthogonalize, ns_steps, ns_dtype and the method's own options that they share.
         slots: What fills it.
         plain: All slots are.
+        kernel: Columns of each input: the entries of a convolution's kernel, 1 elsewhere.
         opens: (group, parameters) whose first matrices are here, in the order of the slots.
         mesh: The DeviceMesh of parameters that are DTensors; None for plain ones.
     """
@@ -70,6 +71,7 @@ class Chunk:
     options: Mapping[str, Any]
     slots: tuple[Slot, ...]
     plain: bool
+    kernel: int = 1
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
     mesh: Any = None
 
@@ -80,9 +82,9 @@ class Chunk:
 
     @property
     def flops(self) -> int:
-        """Work of its orthogonalisation."""
+        """Work of its orthogonalisation; ARO's rotations and decomposition cost about as much as two iterations."""
         count, rows, cols = self.shape
-        return count * orthogonalization_flops(rows, cols, self.options["ns_steps"])
+        return count * orthogonalization_flops(rows, cols, self.options.get("ns_steps", 2))
 
 
 @dataclass
@@ -127,16 +129,17 @@ def make_plan(
             for piece in _pieces(members, group, index):
                 dtype = torch.promote_types(members[0].dtype, torch.float32)
                 options = [group[key] for key in shared]
+                kernel = math.prod(members[0].shape[2:]) if layout_of(group, members[0]).startswith("conv") else 1
                 mesh = members[0].device_mesh if is_sharded(members[0]) else None  # type: ignore[attr-defined]
-                buckets[(*_whole_shape(piece), dtype, members[0].device, mesh, *options)].append(piece)
+                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, *options)].append(piece)
     chunks = []
-    for (rows, cols, dtype, device, mesh, *options), pieces in buckets.items():
+    for (rows, cols, kernel, dtype, device, mesh, *options), pieces in buckets.items():
         fits = _capacity(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, mesh=mesh))
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
     return _mark_first(_mark_last(chunks))
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from lit_opt.averaging.shards import is_sharded, like, local, locals_of, own_part
 from lit_opt.errors import RecipeError
-from lit_opt.optim.matrix.batches import add_
+from lit_opt.optim.matrix.batches import add_, decay_
 from lit_opt.optim.matrix.boxes import cuts_of
 from lit_opt.optim.matrix.exchange import Job, exchange
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
@@ -100,7 +100,6 @@ def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
     """
     mixes: dict[Tensor, Tensor] = {}
     wholes: dict[Tensor, Tensor] = {}
-    normalise = optimizer.stages.normalise
     exchange(
         [
             Job(
@@ -109,8 +108,8 @@ def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
                 give=partial(_give, optimizer, route.chunk, mixes),
                 compute=partial(_compute, optimizer, route),
                 take=partial(_take, optimizer, route, wholes),
-                dtype=_result_dtype(route.chunk, normalise),
-                beside=0 if normalise is None else route.chunk.shape[1],
+                dtype=_result_dtype(route.chunk, optimizer.stages.normalise),
+                beside=optimizer._beside(route.chunk),
             )
             for route in routes
         ]
@@ -136,25 +135,23 @@ def _mixed(optimizer: Any, index: int, params: Sequence[Tensor], dtype: torch.dt
 
 
 def _compute(optimizer: Any, route: Route, batch: Tensor) -> tuple[Tensor, Tensor | None]:
-    """P of this process's matrices, normalised, and their rows' moments."""
-    chunk, normalise = route.chunk, optimizer.stages.normalise
-    update = optimizer._precondition(chunk, batch)
-    if normalise is None:
-        return update, None
-    # The batch is scratch by now.
-    update = batch.copy_(update) if update.dtype != batch.dtype else update
-    rows = torch.cat([optimizer._row_moments(slot).to(chunk.dtype) for slot in chunk.slots])[route.ranges[route.rank]]
-    normalise(update, rows, chunk.options)
-    return update, rows
+    """The directions of this process's matrices, and what the method keeps of them beside the momentum."""
+    chunk = route.chunk
+    if not optimizer._beside(chunk):
+        return optimizer._direction(chunk, batch, None)
+    kept = torch.cat([optimizer._kept(chunk, slot).to(chunk.dtype) for slot in chunk.slots])
+    return optimizer._direction(chunk, batch, kept[route.ranges[route.rank]])
 
 
 def _take(
     optimizer: Any, route: Route, wholes: dict[Tensor, Tensor], results: list[Tensor], moments: Tensor | None
 ) -> None:
-    """Scale and apply what came back of each matrix."""
+    """Scale, decay and apply what came back of each matrix."""
     chunk = route.chunk
+    for index, params in chunk.opens:
+        decay_(params, optimizer.param_groups[index]["lr"] * optimizer.param_groups[index]["weight_decay"])
     if moments is not None:
-        own = [optimizer._row_moments(slot) for slot in chunk.slots]
+        own = [optimizer._kept(chunk, slot) for slot in chunk.slots]
         torch._foreach_copy_(
             own, [moments[slot.place].view_as(rows) for slot, rows in zip(chunk.slots, own, strict=True)]
         )
@@ -172,7 +169,7 @@ def _take(
         targets.append(target if part.held is None else target[part.held])
         updates.append(result)
     for (index, shape), (targets, updates) in alike.items():
-        add_(targets, updates, optimizer._factor(index, shape))
+        add_(targets, updates, optimizer._factor(index, shape, chunk.kernel))
     for slot in chunk.slots:
         if slot.last and slot.param in wholes:
             local(slot.param).add_(own_part(wholes.pop(slot.param), slot.param))
@@ -184,7 +181,7 @@ def _is_known(param: Any) -> bool:
 
 def _result_dtype(chunk: Chunk, normalise: Any) -> torch.dtype:
     """What P returns; what is normalised is in the chunk's dtype again."""
-    if normalise is not None:
+    if normalise is not None or "orthogonalize" not in chunk.options:
         return chunk.dtype
     options, side = chunk.options, min(chunk.shape[1:])
     device = local(chunk.slots[0].param).device

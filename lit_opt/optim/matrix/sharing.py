@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 from lit_opt.optim.matrix.plan import Chunk
 
 
@@ -34,7 +33,7 @@ def shares(chunks: Sequence[Chunk], processes: int) -> list[list[slice]]:
     """
     load = [0] * processes
     counts: dict[int, list[int]] = {}
-    work = {i: orthogonalization_flops(*chunk.shape[1:], chunk.options["ns_steps"]) for i, chunk in enumerate(chunks)}
+    work = {i: chunk.flops // chunk.shape[0] for i, chunk in enumerate(chunks)}
     for index in sorted(work, key=lambda i: (-work[i], i)):
         each, left = divmod(chunks[index].shape[0], processes)
         lucky = sorted(range(processes), key=lambda rank: (load[rank], rank))[:left]

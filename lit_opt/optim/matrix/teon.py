@@ -10,8 +10,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_opt.errors import RecipeError
-from lit_opt.optim.matrix.engine import MatrixOptimizer, Stages
+from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
+from lit_opt.optim.matrix.stages import Stages
 
 # The last parts of the names of query, key and value weights, alone or fused, in timm, transformers and torch.
 _ROLES = (

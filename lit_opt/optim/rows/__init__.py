@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, wrappers
+from lit_opt.optim.rows import (
+    adaptive,
+    conditioning,
+    curvature,
+    first_order,
+    large_batch,
+    low_bit,
+    matrix,
+    onebit,
+    wrappers,
+)
 from lit_opt.optim.schema import OptimizerRow
 
 ROWS: tuple[OptimizerRow, ...] = (
@@ -10,6 +20,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     *adaptive.ROWS,
     *large_batch.ROWS,
     *matrix.ROWS,
+    *conditioning.ROWS,
     *low_bit.ROWS,
     *curvature.ROWS,
     *onebit.ROWS,

@@ -11,25 +11,41 @@ from collections.abc import Mapping
 from typing import Any
 
 from lit_opt.optim.schema import REQUIRED, OptimizerRow
-from lit_opt.optim.state import Buffer, Shape, momentum_state, nothing
+from lit_opt.optim.state import Buffer, Scratch, Shape, momentum_state, nothing
 
 
 def _kfac_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
-    """As if every matrix were a layer with a bias that K-FAC takes; two factors, each with its decomposition."""
-    momentum = momentum_state(shape, options)
-    outputs, inputs = shape[0] if shape else 1, math.prod(shape[1:]) + 1
-    # Wider layers are left to SGD: lit_opt.optim.curvature.kfac.LARGEST.
-    if len(shape) not in (2, 4) or max(outputs, inputs) > 16_384:
+    """Two factors, each with its decomposition."""
+    momentum, sides = momentum_state(shape, options), _factor_sides(shape, options)
+    if not sides:
         return momentum
-    numbers = 2 * (outputs**2 + inputs**2) + (outputs + inputs if options.get("damping_mode") != "factored" else 0)
-    return (*momentum, Buffer(name="factors", numbers=numbers, sharded=False))
+    eigenvalues = sum(sides) if options.get("damping_mode") != "factored" else 0
+    numbers = 2 * sum(side**2 for side in sides) + eigenvalues
+    return (*momentum, Buffer(name="factors", numbers=numbers, dtype="float32", sharded=False))
+
+
+def _kfac_records(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
+    """What the backward pass has summed up, and the direction of the step."""
+    sides = _factor_sides(shape, options)
+    if not sides:
+        return ()
+    records = Buffer(name="records", numbers=sum(side**2 for side in sides), dtype="float32", sharded=False)
+    return records, Buffer(name="direction", numbers=math.prod(sides), dtype="float32", sharded=False)
+
+
+def _factor_sides(shape: Shape, options: Mapping[str, Any]) -> Shape:
+    """Rows of the two factors, () where there are none; without a module, as if every matrix were a layer with a bias."""
+    outputs, columns = shape[0] if shape else 1, options.get("columns", math.prod(shape[1:]) + 1)
+    # Wider layers are left to SGD: lit_opt.optim.curvature.kfac.LARGEST.
+    taken = columns and len(shape) in (2, 4) and max(outputs, columns) <= 16_384
+    return (outputs, columns) if taken else ()
 
 
 ROWS = (
     OptimizerRow(
         name="kfac",
         state=_kfac_state,
-        scratch=None,
+        scratch=Scratch(largest=2.0, own=_kfac_records),
         factory="lit_opt.optim.curvature.kfac:KFAC",
         provider="lit_opt",
         summary="SGD with momentum on gradients that Linear and Conv2d layers precondition by Kronecker factors",

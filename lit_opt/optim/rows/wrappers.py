@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from lit_opt.optim.schema import OptimizerRow
-from lit_opt.optim.state import kept, nothing
+from lit_opt.optim.state import Scratch, kept, nothing
 from lit_opt.recipes.common import SAM_RHO
 from lit_opt.recipes.schema import Value
 
@@ -21,7 +21,7 @@ ROWS = (
     OptimizerRow(
         name="sam",
         state=nothing,
-        scratch=None,
+        scratch=Scratch(throughout=1.0, largest=2.0),
         factory="lit_opt.optim.sam:SAM",
         provider="lit_opt",
         summary="SAM: the gradient at the worst point nearby, around any base; a step costs two",
@@ -37,7 +37,7 @@ ROWS = (
     OptimizerRow(
         name="asam",
         state=nothing,
-        scratch=None,
+        scratch=Scratch(throughout=1.0, largest=4.0),
         factory="lit_opt.optim.sam:ASAM",
         provider="lit_opt",
         summary="ASAM: SAM in a neighbourhood that follows the scale of the weights; a step costs two",
@@ -53,7 +53,6 @@ ROWS = (
     OptimizerRow(
         name="lookahead",
         state=kept("slow"),
-        scratch=None,
         factory="lit_opt.optim.lookahead:Lookahead",
         provider="lit_opt",
         summary="Lookahead: slow weights that follow the fast ones of any base",
