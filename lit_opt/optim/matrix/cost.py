@@ -71,7 +71,7 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, processes: int = 1) -> in
         >>> scratch_bytes(muon, cuda=True), scratch_bytes(muon, cuda=True, processes=8)
         (66060288, 8257536)
     """
-    chunks = planned(optimizer, processes)
+    chunks = planned(optimizer, sharded=processes)
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     if processes > 1:
         return _sharded_scratch(chunks, processes, normalises, cuda)
@@ -178,12 +178,13 @@ def _compute_width(chunk: Chunk, cuda: bool) -> int:
     return compute_dtype(options["orthogonalize"], options["ns_dtype"], chunk.dtype, device, side).itemsize
 
 
-def planned(optimizer: Optimizer, processes: int = 1) -> list[Chunk]:
+def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1) -> list[Chunk]:
     """The plan of a step in which every parameter has a gradient.
 
     Args:
         optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
-        processes: Among which FSDP2 shards the weights.
+        sharing: Processes of a data-parallel run that share the work.
+        sharded: Processes among which FSDP2 shards the weights.
 
     Example:
         >>> import torch
@@ -200,4 +201,4 @@ def planned(optimizer: Optimizer, processes: int = 1) -> list[Chunk]:
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
         for group in groups
     ]
-    return make_plan(groups, matrices, optimizer.stages.shared, processes)  # type: ignore[attr-defined]
+    return make_plan(groups, matrices, optimizer.stages.shared, sharing=sharing, sharded=sharded)  # type: ignore[attr-defined]

@@ -10,7 +10,6 @@ matrices are not meant for. All state is in self.state, and `p.grad` is never wr
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -27,8 +26,7 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
-from lit_opt.optim.matrix.sharded import agree, meshes_of, step_sharded
-from lit_opt.optim.matrix.sharing import shared, shares
+from lit_opt.optim.matrix.sharded import agree, meshes_of, step_divided
 from lit_opt.optim.matrix.stages import Group, Stages
 
 # Parameter -> estimate (None where the buffer alone counts), buffer and the buffer's share.
@@ -123,7 +121,7 @@ class MatrixOptimizer(Optimizer):
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
                 self._step_rest(group, params)
-        step_sharded(self, self._routes or ())
+        step_divided(self, self._routes or ())
         mixes: Mixes = {}
         for index, chunk in enumerate(chunks):
             batch = self._gather(chunk, mixes)
@@ -183,14 +181,16 @@ class MatrixOptimizer(Optimizer):
                 [p for p in params if p.numel() and not (_is_matrix(p) and took)]
                 for took, params in zip(takes, active, strict=True)
             ]
-            chunks = make_plan(self.param_groups, matrices, agreed)
-            plain, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
+            chunks = make_plan(self.param_groups, matrices, agreed, sharing=self._processes)
+            divided = [self._processes > 1 or chunk.mesh is not None for chunk in chunks]
+            plain, self._divided = (
+                [c for c, on in zip(chunks, divided, strict=True) if on == to] for to in (False, True)
+            )
             self._plan, self._plan_key, self._meshes = (plain, rest), key, meshes_of(self.param_groups)
-            self._shares = shares(plain, self._processes)
             self._routes = None
-        agree(self._meshes, self._sharded, self.param_groups)
+        agree(self._meshes, self._divided, self.param_groups)
         if self._routes is None:
-            self._routes = make_routes(self._sharded, self.param_groups)
+            self._routes = make_routes(self._divided, self.param_groups, self._group)
         return self._plan
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
@@ -221,9 +221,7 @@ class MatrixOptimizer(Optimizer):
         return batch
 
     def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
-        """Stage 3 for chunk number `index`, divided among the processes that share the work."""
-        if self._processes > 1:
-            return shared(batch, self._shares[index], self._group, partial(self._precondition, chunk))
+        """Stage 3 for chunk number `index`, all of it in this process."""
         return self._precondition(chunk, batch)
 
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:

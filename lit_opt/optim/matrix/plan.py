@@ -101,7 +101,9 @@ def make_plan(
     groups: Sequence[Mapping[str, Any]],
     active: Sequence[Sequence[Tensor]],
     shared: Sequence[str],
-    processes: int = 1,
+    *,
+    sharing: int = 1,
+    sharded: int = 1,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -109,7 +111,8 @@ def make_plan(
         groups: The optimizer's groups.
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
-        processes: How many divide the matrices of a chunk; where they are DTensors, those of their mesh do.
+        sharing: Processes of a data-parallel run that divide the matrices: each has one of a chunk at least.
+        sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -134,7 +137,7 @@ def make_plan(
                 buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, *options)].append(piece)
     chunks = []
     for (rows, cols, kernel, dtype, device, mesh, *options), pieces in buckets.items():
-        fits = _capacity(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
+        fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)

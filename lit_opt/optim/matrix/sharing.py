@@ -1,15 +1,8 @@
-"""Data parallel: each process orthogonalises its share of the matrices, and all get all results.
-
-Whole matrices are computed by one process each, from the same gradients, so every process applies the same bits.
-"""
+"""Which process orthogonalises which matrices."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from collections.abc import Sequence
 
 from lit_opt.optim.matrix.plan import Chunk
 
@@ -24,6 +17,7 @@ def shares(chunks: Sequence[Chunk], processes: int) -> list[list[slice]]:
         For each chunk one range for each process, in order and without gaps.
 
     Example:
+        >>> import torch
         >>> from lit_opt.optim.matrix.plan import Chunk
         >>> options = {"ns_steps": 5}
         >>> large = Chunk((3, 64, 64), torch.float32, options, (), True)
@@ -44,36 +38,3 @@ def shares(chunks: Sequence[Chunk], processes: int) -> list[list[slice]]:
         ends = [sum(counts[index][: rank + 1]) for rank in range(processes)]
         ranges.append([slice(end - count, end) for end, count in zip(ends, counts[index], strict=True)])
     return ranges
-
-
-def shared(batch: Tensor, parts: Sequence[slice], group: Any, compute: Callable[[Tensor], Tensor]) -> Tensor:
-    """`compute` of the whole batch, of which this process computes its part; a collective.
-
-    Args:
-        batch: (count, rows, cols), the same in all processes.
-        parts: The range of each process.
-        group: Process group, or None for the default one.
-        compute: Keeps the shape; may use its argument as scratch.
-
-    Returns:
-        (count, rows, cols), in all processes the same bits.
-
-    Example:
-        >>> import torch, torch.distributed as dist
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> shared(torch.ones(2, 1, 1), [slice(0, 2)], None, torch.neg).flatten()
-        tensor([-1., -1.])
-        >>> dist.destroy_process_group()
-    """
-    rank = torch.distributed.get_rank(group)
-    most = max(part.stop - part.start for part in parts)
-    own = parts[rank]
-    # Where a process has nothing to do, one matrix tells the dtype of the result.
-    result = compute(batch[own] if own.stop > own.start else torch.zeros_like(batch[:1]))
-    padded = result.new_zeros(most, *batch.shape[1:])
-    padded[: own.stop - own.start] = result[: own.stop - own.start]
-    gathered = padded.new_empty(len(parts) * most, *batch.shape[1:])
-    # As bytes: gloo does not know every dtype.
-    torch.distributed.all_gather_into_tensor(gathered.view(torch.uint8), padded.view(torch.uint8), group=group)
-    pieces = [gathered[i * most : i * most + part.stop - part.start] for i, part in enumerate(parts)]
-    return torch.cat(pieces)
