@@ -269,7 +269,7 @@ def _assembled(jobs: list[Job], arrived: Tensor) -> list[Tensor]:
 
 def _take(message: _Message) -> None:
     """Hand out what came back."""
-    jobs, arrived = message.jobs, message.wait().to(message.jobs[0].route.chunk.dtype)
+    jobs, arrived = message.jobs, message.wait()
     results: list[list[Tensor]] = [[] for _ in jobs]
     beside: list[list[Tensor]] = [[] for _ in jobs]
     # Shape, and where it goes.

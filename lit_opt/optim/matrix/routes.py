@@ -64,8 +64,8 @@ class Run:
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(4, 3, requires_grad=True)
-        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> [chunk] = planned(Muon([torch.ones(4, 3)]))
         >>> run = Run(slice(0, 2), None, chunk.slots[0], (slice(0, 1), slice(0, 3)), (1, 3))
         >>> run.of(torch.ones(2, 4, 3), [{}]).shape
         torch.Size([2, 1, 3])
@@ -106,8 +106,8 @@ class Route:
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(4, 3, requires_grad=True)
-        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> [chunk] = planned(Muon([torch.ones(4, 3)]))
         >>> Route(chunk, None, (slice(0, 1), slice(1, 1)), 0, (), (), (), ()).counts
         [1, 0]
     """
@@ -171,9 +171,9 @@ def items_of(chunk: Chunk, groups: Groups, own: slice) -> list[tuple[int, int, B
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(6, 4, requires_grad=True)
-        >>> optimizer = Muon([weight], num_heads=2)
-        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> optimizer = Muon([torch.ones(6, 4)], num_heads=2)
+        >>> [chunk] = planned(optimizer)
         >>> items_of(chunk, optimizer.param_groups, slice(1, 2))
         [(1, 0, ((3, 6), (0, 4)))]
     """

@@ -23,6 +23,8 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype
 from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.routes import Route, group_of
 
+# Updates that are brought to the weights' precision together.
+AT_ONCE = 8
 # Estimate (None where the buffer alone counts), buffer and the buffer's share.
 Mix = tuple[Any, Tensor, float]
 
@@ -189,7 +191,10 @@ def _take(
         targets.append(target if part.held is None else target[part.held])
         updates.append(result)
     for (index, shape), (targets, updates) in alike.items():
-        add_(targets, updates, optimizer._factor(index, shape, chunk.kernel))
+        factor = optimizer._factor(index, shape, chunk.kernel)
+        for first in range(0, len(targets), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            add_(targets[some], [update.to(chunk.dtype) for update in updates[some]], factor)
     for slot in chunk.slots:
         if slot.last and slot.param in wholes:
             local(slot.param).add_(own_part(wholes.pop(slot.param), slot.param))
