@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_opt.optim.matrix.mars_m import MarsM as MarsM
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
+    from lit_opt.optim.matrix.soap import Soap as Soap
     from lit_opt.optim.matrix.teon import Teon as Teon
     from lit_opt.optim.onebit_adam import OneBitAdam as OneBitAdam
     from lit_opt.optim.sam import ASAM as ASAM
@@ -35,6 +36,7 @@ _LAZY = {
     "NorMuon": "lit_opt.optim.matrix.normuon",
     "MarsM": "lit_opt.optim.matrix.mars_m",
     "Teon": "lit_opt.optim.matrix.teon",
+    "Soap": "lit_opt.optim.matrix.soap",
 }
 
 __all__ = [*sorted(_LAZY), "get_row", "list_optimizers"]

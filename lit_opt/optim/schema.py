@@ -67,6 +67,8 @@ class OptimizerRow:
         choices: Keyword -> the words that it takes.
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
+        units: Of a matrix method without a keyword "scale": "AdamW" where its rate and decay are AdamW's as well, "own"
+            where AdamW needs others beside them.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
         needs_module: It watches the layers of the module: `build` needs `module`, and the class has `attach(module)` and
             `remove_hooks()`.
@@ -103,6 +105,7 @@ class OptimizerRow:
     clips_itself: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     matrix: bool = False
+    units: Literal["", "AdamW", "own"] = ""
     group_options: tuple[str, ...] = ()
     needs_module: bool = False
     exchanges: bool = False

@@ -106,6 +106,8 @@ def states_of(optimizer: Optimizer, share: Share) -> list[tuple[str, str, int]]:
             own = torch.float32 if share.deepspeed_half else share.dtype(param)
             for buffer in row.state(tuple(param.shape), options):
                 dtype = getattr(torch, buffer.dtype) if buffer.dtype else own
+                if buffer.precise:
+                    dtype = torch.promote_types(dtype, torch.float32)
                 whole = buffer.numbers
                 if buffer.sharded and share.kind == "fsdp2":
                     rows = share.numbers(param.shape, SHARDS_STATE)

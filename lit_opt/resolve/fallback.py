@@ -23,8 +23,8 @@ def resolve_fallback(
 ) -> tuple[dict[str, Any], dict[str, Provenance]]:
     """lr, betas, eps and weight_decay, and their provenance; nothing where the optimizer is no matrix method.
 
-    In AdamW's units (scale match_rms_adamw) rate and decay are those of the matrices. In Muon's they are numbers of
-    their own, since 0.02 would be far too much for AdamW.
+    In AdamW's units (scale match_rms_adamw, or a method that takes AdamW's rates) rate and decay are those of the
+    matrices. In Muon's they are numbers of their own, since 0.02 would be far too much for AdamW.
 
     Args:
         spec: The recipe. Its fallback belongs to its own optimizer.
@@ -32,7 +32,7 @@ def resolve_fallback(
         o: Overrides that are not None, already checked.
         lr: Peak rate of the matrices.
         weight_decay: Of the matrices.
-        hyperparameters: Of the matrices; "scale" says the units.
+        hyperparameters: Of the matrices; "scale" says the units, where they have one.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
@@ -44,7 +44,7 @@ def resolve_fallback(
         return {}, {}
     own = row.name == spec.optimizer.number and bool(spec.fallback)
     published: Mapping[str, Value] = spec.fallback if own else MUON_FALLBACK
-    shares_units = UNITS[hyperparameters["scale"]] == "AdamW"
+    shares_units = (UNITS[hyperparameters["scale"]] if "scale" in hyperparameters else row.units) == "AdamW"
     given, _ = check_hyperparameters(get_row("adamw"), o.get("fallback", {}))
     shared = {"lr": lr, "weight_decay": weight_decay} if shares_units else {}
     numbers: dict[str, Any] = {}
@@ -53,6 +53,7 @@ def resolve_fallback(
         value = None if key in shared else published.get(key, MUON_FALLBACK[key])
         numbers[key] = given.get(key, shared.get(key, value.number if value else None))
         origin = "yours" if key in given else "recipe" if own and value is not None else "default"
-        note = f"the matrices' own (scale {hyperparameters['scale']})" if key in shared and key not in given else ""
+        scale = f" (scale {hyperparameters['scale']})" if "scale" in hyperparameters else ""
+        note = f"the matrices' own{scale}" if key in shared and key not in given else ""
         origins[f"fallback.{key}"] = Provenance(number=numbers[key], origin=origin, note=note, value=value)
     return numbers, origins

@@ -74,7 +74,8 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     yield from _algorithm_problems(name, row, o.get("groups", ()))
     if row is not None and row.matrix:
         yield from _fallback_problems(o.get("fallback", {}))
-        yield from unit_problems(spec, row, o)
+        if "scale" in row.hyperparameters:
+            yield from unit_problems(spec, row, o)
     elif "fallback" in o:
         yield (
             f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "
@@ -239,7 +240,7 @@ def _unpublished(
 
 def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
     """Whose learning rates a matrix method takes with the scale that is given or by default."""
-    if row is None or not row.matrix:
+    if row is None or "scale" not in row.hyperparameters:
         return ""
     kwargs = o.get("optimizer_kwargs", {})
     scale = kwargs.get("scale") if isinstance(kwargs, Mapping) else None

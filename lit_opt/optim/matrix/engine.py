@@ -107,6 +107,10 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
+    # Options that all matrices of a chunk share, beside those of the stages.
+    agreed: ClassVar[tuple[str, ...]] = ("orthogonalize", "ns_steps", "ns_dtype")
+    # Whose learning rates a method without "scale" takes: "AdamW", or "" for its own.
+    units: ClassVar[str] = ""
     _group: Any = None
     _processes: int = 1
 
@@ -148,7 +152,7 @@ class MatrixOptimizer(Optimizer):
         given = set(param_group)
         super().add_param_group(param_group)
         group = self.param_groups[-1]
-        problems = complete_group(group, given, self.defaults, self.name)
+        problems = complete_group(group, given, self.defaults, self.name, self.units)
         if group["algorithm"] == self.name and not problems:
             problems = self.problems_of(group, given)
         if problems:
@@ -175,6 +179,10 @@ class MatrixOptimizer(Optimizer):
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
                 self._adamw(group, params)
+        self._step_matrices(chunks)
+        return loss
+
+    def _step_matrices(self, chunks: list[Chunk]) -> None:
         mixes: Mixes = {}
         updates: dict[Tensor, Tensor] = {}
         for index, chunk in enumerate(chunks):
@@ -185,7 +193,6 @@ class MatrixOptimizer(Optimizer):
                 update = self._precondition(chunk, batch)
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update, updates)
-        return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
@@ -218,18 +225,22 @@ class MatrixOptimizer(Optimizer):
 
     def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
         """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
-        agreed = ("orthogonalize", "ns_steps", "ns_dtype", *self.stages.options)
-        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
+        agreed = (*self.agreed, *self.stages.options)
+        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack", "block_size")
         key = (
             [[id(param) for param in params] for params in active],
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
             matrices, rest = _divided(self.param_groups, active)
-            chunks = make_plan(self.param_groups, matrices, agreed)
+            chunks = self._chunks(matrices, agreed)
             self._plan, self._plan_key = (chunks, rest), key
-            self._shares = shares(chunks, self._processes)
         return self._plan
+
+    def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
+        chunks = make_plan(self.param_groups, matrices, agreed)
+        self._shares = shares(chunks, self._processes)
+        return chunks
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
         """Write (1 - w) C + w M of all slots into one batch."""
@@ -278,7 +289,7 @@ class MatrixOptimizer(Optimizer):
             torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
         for index, params in chunk.opens:
             # As late as this, since a CPU has the weights in its cache then for the update.
-            decay_(params, self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"])
+            decay_(params, self._decay_rate(index, chunk.shape[1:]))
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
@@ -297,6 +308,9 @@ class MatrixOptimizer(Optimizer):
             target.copy_(part.reshape(target.shape)).mul_(factor)
             if slot.last:
                 local(slot.param).add_(own_part(updates.pop(slot.param), slot.param))
+
+    def _decay_rate(self, index: int, shape: Sequence[int]) -> Any:
+        return self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"]
 
     def _factor(self, index: int, shape: Sequence[int]) -> Any:
         """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one."""

@@ -28,7 +28,9 @@ def group_label(group: Mapping[str, Any]) -> str:
     return f"group {group['name']!r}: " if group.get("name") is not None else ""
 
 
-def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str, Any], method: str) -> list[str]:
+def complete_group(
+    group: dict[str, Any], given: set[str], defaults: Mapping[str, Any], method: str, units: str = ""
+) -> list[str]:
     """Fill in what an AdamW part needs, in place, and return what is wrong in words.
 
     A group of the algorithm "adamw" keeps lr, betas, eps and weight_decay alone. A group of the method gets
@@ -40,6 +42,7 @@ def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str
         given: The keys that the caller wrote.
         defaults: The optimizer's defaults.
         method: Its name.
+        units: Whose learning rates it takes where it has no "scale": "AdamW", or "" for its own.
 
     Example:
         >>> group = {"params": [], "algorithm": "sgd"}
@@ -53,9 +56,9 @@ def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str
             f"{where}algorithm: {algorithm!r} in an optimizer {method!r}.{nearest(algorithm, (method, 'adamw'))} "
             f"Allowed: {method!r}, 'adamw'."
         ]
-    own_units = UNITS.get(group.get("scale", "original")) == "AdamW"
+    own_units = UNITS.get(group.get("scale", ""), units) == "AdamW"
     if algorithm == "adamw":
-        shared = defaults["lr"] if UNITS.get(defaults.get("scale", "")) == "AdamW" else FALLBACK["lr"]
+        shared = defaults["lr"] if UNITS.get(defaults.get("scale", ""), units) == "AdamW" else FALLBACK["lr"]
         values = {
             "lr": defaults.get("fallback_lr", shared),
             "betas": defaults.get("fallback_betas", FALLBACK["betas"]),
@@ -81,9 +84,9 @@ def _check(group: Mapping[str, Any], where: str) -> list[str]:
     problems = [
         f"{where}{key}: {group[key]!r} is unknown.{nearest(group[key], words)} Known: {', '.join(words)}."
         for key, words in CHOICES.items()
-        if group[key] not in words
+        if key in group and group[key] not in words
     ]
-    if not problems:
+    if not problems and "orthogonalize" in group:
         problems += check_preset(group["orthogonalize"], group["ns_steps"], group["ns_dtype"], where=where)
     problems += [
         f"{where}the parameter of shape {tuple(param.shape)} is {str(param.dtype).removeprefix('torch.')}. Matrix "

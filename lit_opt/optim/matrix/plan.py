@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -90,7 +90,12 @@ class _Piece:
 
 
 def make_plan(
-    groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]], shared: Sequence[str]
+    groups: Sequence[Mapping[str, Any]],
+    active: Sequence[Sequence[Tensor]],
+    shared: Sequence[str],
+    *,
+    apart: Callable[[Tensor], Any] | None = None,
+    capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -98,6 +103,8 @@ def make_plan(
         groups: The optimizer's groups.
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
+        apart: Parameters with another value of it are in other chunks.
+        capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -117,10 +124,11 @@ def make_plan(
             for piece in _pieces(members, group, index):
                 dtype = torch.promote_types(members[0].dtype, torch.float32)
                 options = [group[key] for key in shared]
-                buckets[(*_whole_shape(piece), dtype, members[0].device, *options)].append(piece)
+                mark = apart(members[0]) if apart is not None else None
+                buckets[(*_whole_shape(piece), dtype, members[0].device, mark, *options)].append(piece)
     chunks = []
-    for (rows, cols, dtype, device, *options), pieces in buckets.items():
-        fits = _capacity(rows, cols, dtype, device)
+    for (rows, cols, dtype, device, _, *options), pieces in buckets.items():
+        fits = (capacity or _capacity)(rows, cols, dtype, device)
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
@@ -156,11 +164,11 @@ def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Ten
 
 def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
     pieces, first_row = [], 0
-    split = group.get("split_sizes") or group.get("num_heads")
-    as_it_is = layout_of(group, members[0]) in ("matrix", "conv")
-    plain = len(members) == 1 and not split and as_it_is and not is_sharded(members[0])
     # Shapes alone: looking at the parts of sharded tensors would make processes talk.
-    for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
+    views = blocks(torch.empty(members[0].shape, device="meta"), group)
+    as_it_is = layout_of(group, members[0]) in ("matrix", "conv") and len(views) == 1 and not group.get("num_heads")
+    plain = len(members) == 1 and as_it_is and not is_sharded(members[0])
+    for block, view in enumerate(views):
         count, rows, cols = shape_of(view)
         used = slice(first_row, first_row + count * rows)
         first_row = used.stop

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, wrappers
+from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, preconditioned, wrappers
 from lit_opt.optim.schema import OptimizerRow
 
 ROWS: tuple[OptimizerRow, ...] = (
@@ -10,6 +10,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     *adaptive.ROWS,
     *large_batch.ROWS,
     *matrix.ROWS,
+    *preconditioned.ROWS,
     *low_bit.ROWS,
     *curvature.ROWS,
     *onebit.ROWS,
