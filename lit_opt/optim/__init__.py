@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
     from lit_opt.optim.matrix.soap import Soap as Soap
+    from lit_opt.optim.matrix.splus import SPlus as SPlus
     from lit_opt.optim.matrix.teon import Teon as Teon
     from lit_opt.optim.onebit_adam import OneBitAdam as OneBitAdam
     from lit_opt.optim.sam import ASAM as ASAM
@@ -37,6 +38,7 @@ _LAZY = {
     "MarsM": "lit_opt.optim.matrix.mars_m",
     "Teon": "lit_opt.optim.matrix.teon",
     "Soap": "lit_opt.optim.matrix.soap",
+    "SPlus": "lit_opt.optim.matrix.splus",
 }
 
 __all__ = [*sorted(_LAZY), "get_row", "list_optimizers"]

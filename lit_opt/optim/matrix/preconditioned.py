@@ -34,6 +34,8 @@ _SCRATCH_BYTES = 64 * 2**20
 _STACKED_UP_TO = 128
 
 Kept = dict[str, Tensor]
+# (batch, compute) -> compute(batch), each process computing a part of it
+Exchange = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
 
 
 @dataclass(frozen=True)
@@ -90,8 +92,8 @@ class PreconditionedOptimizer(MatrixOptimizer):
         """Whether a matrix gets new decompositions in its step of that number."""
         return (step + offset) % options["precondition_frequency"] == 0
 
-    def decomposed(self, sides: Sequence[Side], exchange: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]) -> None:
-        """Write new decompositions of sides of one length to their views; `exchange(batch, compute)` divides work."""
+    def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
+        """Write new decompositions of sides of one length to their views; `exchange` divides the work."""
         raise NotImplementedError
 
     def problems_of(self, group: dict[str, Any], given: set[str]) -> list[str]:
@@ -245,7 +247,7 @@ class PreconditionedOptimizer(MatrixOptimizer):
             self.decomposed(pack, _exchange(part, self._group))
 
 
-def _exchange(parts: list[slice], group: Any) -> Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]:
+def _exchange(parts: list[slice], group: Any) -> Exchange:
     if not parts:
         return lambda batch, compute: compute(batch)
     return lambda batch, compute: shared(batch, parts, group, compute)

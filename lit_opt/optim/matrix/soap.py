@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
 from lit_opt.optim.matrix.engine import Group
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, Side
+from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side
 
 
 def rotated(matrix: Tensor, kept: Kept) -> Tensor:
@@ -187,9 +187,7 @@ class Soap(PreconditionedOptimizer):
         add_statistics(gradient, kept, beta, 1 - beta)
         return update
 
-    def decomposed(
-        self, sides: Sequence[Side], exchange: Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
-    ) -> None:
+    def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """Eigenvectors at first; later one step of the power iteration, by which the moments turn as well."""
         factors = torch.cat([side.views[f"{side.name}_factor"] for side in sides])
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]

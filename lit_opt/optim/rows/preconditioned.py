@@ -74,6 +74,10 @@ def _soap_numbers(rows: int, cols: int, options: Mapping[str, Any]) -> dict[str,
     return {"exp_avg": rows * cols, "exp_avg_sq": rows * cols, **_sides(rows, cols, options, "factor", "basis")}
 
 
+def _splus_numbers(rows: int, cols: int, options: Mapping[str, Any]) -> dict[str, int]:
+    return {"exp_avg": rows * cols, **_sides(rows, cols, options, "factor", "basis")}
+
+
 ROWS = (
     OptimizerRow(
         name="soap",
@@ -125,5 +129,49 @@ ROWS = (
         matrix=True,
         units="AdamW",
         group_options=_GROUP_OPTIONS,
+    ),
+    OptimizerRow(
+        name="splus",
+        factory="lit_opt.optim.matrix.splus:SPlus",
+        provider="lit_opt",
+        summary="Sign of the momentum in the eigenbasis of Shampoo's statistics; validates on averaged weights",
+        rule="w <- (w - s Q_L sign(Q_L^T M Q_R) Q_R^T) (1 - s wd), s = lr 2 / (rows + cols); averages w",
+        source="arXiv:2506.07254; kvfrans/splus torch/splus.py: equal in float64 where the statistics have full rank",
+        evidence="small scale (0.1B), open source",
+        state=_kept(_splus_numbers, everything=("average",)),
+        hyperparameters={
+            "lr": REQUIRED,
+            "betas": (0.9, 0.999),
+            "ema_rate": 0.999,
+            "weight_decay": 0.01,
+            "precondition_frequency": 100,
+            "max_preconditioner_dim": 10000,
+            "refresh": "spread",
+        },
+        choices=_CHOICES,
+        global_only=("ema_rate",),
+        settings={
+            "llm": Published(
+                lr=Value(
+                    0.2,
+                    unit="peak, per step, of the matrices, times 2 / (rows + cols); 1024 x 256 tokens in the paper's runs",
+                    common_practice="0.2 for common transformers, or Adam's lr x hidden size x 2; the class's default is 0.1",
+                    source="kvfrans/splus README.md",
+                ),
+                weight_decay=Value(
+                    0.1,
+                    unit="times lr 2 / (rows + cols), after the update",
+                    common_practice="0.1 in the paper's runs; the class's default is 0.01",
+                    source="kvfrans/splus experiments/run_trials.py",
+                ),
+                reference_batch=2**18,
+                rule="none",
+                batch_unit="tokens",
+            )
+        },
+        matrix=True,
+        units="own",
+        group_options=_GROUP_OPTIONS,
+        averages_itself=True,
     ),
 )
