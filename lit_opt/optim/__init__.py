@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from lit_opt.optim.matrix.mars_m import MarsM as MarsM
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
+    from lit_opt.optim.matrix.shampoo import Shampoo as Shampoo
     from lit_opt.optim.matrix.soap import Soap as Soap
     from lit_opt.optim.matrix.splus import SPlus as SPlus
     from lit_opt.optim.matrix.teon import Teon as Teon
@@ -37,6 +38,7 @@ _LAZY = {
     "NorMuon": "lit_opt.optim.matrix.normuon",
     "MarsM": "lit_opt.optim.matrix.mars_m",
     "Teon": "lit_opt.optim.matrix.teon",
+    "Shampoo": "lit_opt.optim.matrix.shampoo",
     "Soap": "lit_opt.optim.matrix.soap",
     "SPlus": "lit_opt.optim.matrix.splus",
 }

@@ -68,8 +68,10 @@ def check_hyperparameters(
             problems.append(where + _unknown(row, key, value))
             continue
         try:
-            words = row.choices.get(key)
-            clean[key] = _word(value, words) if words else _plain(key, value, row.hyperparameters[key])
+            words, default = row.choices.get(key), row.hyperparameters[key]
+            none = value is None and default is None
+            limits = row.limits.get(key) or _LIMITS.get(key, (-math.inf, math.inf))
+            clean[key] = _word(value, words) if words and not none else _plain(value, default, limits)
         except ValueError as problem:
             problems.append(f"{where}{key}: {problem}")
     return clean, problems
@@ -112,7 +114,7 @@ def _unknown(row: OptimizerRow, key: str, value: object) -> str:
     return f"{key}: {row.name} has no such keyword.{nearest(key, row.hyperparameters)} Allowed: {allowed}."
 
 
-def _plain(key: str, value: Any, default: Any) -> Any:
+def _plain(value: Any, default: Any, limits: tuple[float, float]) -> Any:
     if isinstance(default, bool):
         if not isinstance(value, bool):
             raise ValueError(f"{value!r} is not True or False.")
@@ -122,8 +124,8 @@ def _plain(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
             raise ValueError(f"{value!r} is not {len(default)} numbers, such as {default!r}.")
-        return tuple(_number(key, item) for item in value)
-    number = _number(key, value)
+        return tuple(_number(item, limits) for item in value)
+    number = _number(value, limits)
     if isinstance(default, int) and default is not REQUIRED:
         if number != int(number):
             raise ValueError(f"{value!r} is not a whole number, such as {default}.")
@@ -139,13 +141,13 @@ def _word(value: object, words: Sequence[str]) -> str:
     raise ValueError(f"{value!r} is unknown.{nearest(value, words)} Known: {', '.join(words)}.")
 
 
-def _number(key: str, value: object) -> float:
+def _number(value: object, limits: tuple[float, float]) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
         raise ValueError(f"{value!r} is not a number.{_hint(value)}")
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a finite number.")
-    low, high = _LIMITS.get(key, (-math.inf, math.inf))
+    low, high = limits
     if not low <= number < high:
         allowed = f"{low:g} or more" if high == math.inf else f"{low:g} or more and below {high:g}"
         raise ValueError(f"{number:g} is out of bounds. Allowed: {allowed}.")

@@ -67,6 +67,7 @@ def get_row(name: str, base: str | None = None, *, setting: str = "") -> Optimiz
         choices={**inside.choices, **row.choices, "base": _bases(row)},
         matrix=inside.matrix,
         units=inside.units,
+        limits={**inside.limits, **row.limits},
         group_options=inside.group_options,
         extra=row.extra or inside.extra,
         state=lambda shape, options: (*inside.state(shape, options), *row.state(shape, options)),

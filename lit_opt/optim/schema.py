@@ -64,7 +64,8 @@ class OptimizerRow:
         fused: The class has a `fused` option that is correct and wins where all tensors are on one CPU or CUDA
             device.
         clips_itself: The optimizer limits the gradient or the update itself, with its defaults.
-        choices: Keyword -> the words that it takes.
+        choices: Keyword -> the words that it takes; None as well where that is the default.
+        limits: Keyword -> (lowest, first number that is too high), where they are not the usual ones.
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         units: Of a matrix method without a keyword "scale": "AdamW" where its rate and decay are AdamW's as well, "own"
@@ -104,6 +105,7 @@ class OptimizerRow:
     fused: bool = False
     clips_itself: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     matrix: bool = False
     units: Literal["", "AdamW", "own"] = ""
     group_options: tuple[str, ...] = ()

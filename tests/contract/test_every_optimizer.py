@@ -28,6 +28,7 @@ from tests.rows import HERE
 
 # A rate that trains the small problems below. What is not listed gets the last entry.
 LR = {
+    "splus": 0.2,
     "lars": 5.0,
     "lamb": 0.02,
     "sgd": 0.05,

@@ -78,7 +78,7 @@ class PreconditionedOptimizer(MatrixOptimizer):
     moving: ClassVar[tuple[str, ...]] = ()
 
     def kept(self, options: Group, rows: int, cols: int) -> dict[str, tuple[int, int]]:
-        """Name and shape of the state of one matrix; all of it starts at zero, but what ends on "_basis"."""
+        """Name and shape of the state of one matrix; it starts at zero, what ends on "_basis" or "_root" at one."""
         raise NotImplementedError
 
     def update(self, gradient: Tensor, kept: Kept, step: int, options: Group) -> Tensor | None:
@@ -163,9 +163,8 @@ class PreconditionedOptimizer(MatrixOptimizer):
             self._refresh(due)
         updates: dict[Tensor, Tensor] = {}
         for chunk, step in zip(chunks, steps, strict=True):
-            if self.refreshes_first and not due:
-                self._on_stack(chunk, step, self.accumulate)
-            update = self._on_stack(chunk, step, self.update)
+            before = (self.accumulate,) if self.refreshes_first and not due else ()
+            update = self._on_stack(chunk, step, *before, self.update)
             if update is not None:
                 self._apply(chunk, update, updates)
         if not self.refreshes_first and due:
@@ -188,7 +187,7 @@ class PreconditionedOptimizer(MatrixOptimizer):
         for block, (count, rows, cols) in enumerate(map(shape_of, views)):
             for key, shape in self.kept(group, rows, cols).items():
                 made = torch.zeros(count, *shape, dtype=chunk.dtype, device=_device(param))
-                if key.endswith("_basis"):
+                if key.endswith(("_basis", "_root")):
                     made.diagonal(dim1=-2, dim2=-1).fill_(1.0)
                 state[_key(key, block)] = made
 
@@ -197,13 +196,14 @@ class PreconditionedOptimizer(MatrixOptimizer):
         part = slot.part if slot.part is not None else slice(None)
         return {key: state[_key(key, slot.block)][part] for key in self.kept(options, *slot.shape)}
 
-    def _on_stack(self, chunk: Chunk, step: int, stage: Callable[[Tensor, Kept, int, Group], Any]) -> Any:
-        """Run a stage on the chunk's states as batches, and write back what it changed."""
+    def _on_stack(self, chunk: Chunk, step: int, *stages: Callable[[Tensor, Kept, int, Group], Any]) -> Any:
+        """Run stages on the chunk's states as batches, and write back what they changed; the last one's result."""
         views = [self._views(slot, chunk.options) for slot in chunk.slots]
+        kept = views[0] if len(views) == 1 else {key: torch.cat([view[key] for view in views]) for key in views[0]}
+        gradient = self._gradients(chunk)
+        result = [stage(gradient, kept, step, chunk.options) for stage in stages][-1]
         if len(views) == 1:
-            return stage(self._gradients(chunk), views[0], step, chunk.options)
-        kept = {key: torch.cat([view[key] for view in views]) for key in views[0]}
-        result = stage(self._gradients(chunk), kept, step, chunk.options)
+            return result
         for key in self.moving:
             if key in kept:
                 parts = [kept[key][slot.place] for slot in chunk.slots]
@@ -228,6 +228,9 @@ class PreconditionedOptimizer(MatrixOptimizer):
             if slot.last:
                 del whole[slot.param]
         return batch
+
+    def _factor(self, index: int, shape: Sequence[int]) -> Any:
+        return -self.param_groups[index]["lr"]
 
     def _refresh(self, due: list[tuple[Chunk, Slot, int]]) -> None:
         """New decompositions of all sides that are due, those of one length together."""

@@ -78,6 +78,12 @@ def _splus_numbers(rows: int, cols: int, options: Mapping[str, Any]) -> dict[str
     return {"exp_avg": rows * cols, **_sides(rows, cols, options, "factor", "basis")}
 
 
+def _shampoo_numbers(rows: int, cols: int, options: Mapping[str, Any]) -> dict[str, int]:
+    squares = {"exp_avg_sq": rows * cols} if options["grafting"] else {}
+    sides = {f"{side}_{name}": n * n for name in ("factor", "root") for side, n in (("left", rows), ("right", cols))}
+    return {"exp_avg": rows * cols, **squares, **sides}
+
+
 ROWS = (
     OptimizerRow(
         name="soap",
@@ -173,5 +179,33 @@ ROWS = (
         units="own",
         group_options=_GROUP_OPTIONS,
         averages_itself=True,
+    ),
+    OptimizerRow(
+        name="shampoo",
+        factory="lit_opt.optim.matrix.shampoo:Shampoo",
+        provider="lit_opt",
+        summary="Gradients between inverse fourth roots of both sides' statistics, at Adam's length if grafted",
+        rule="L = avg G G^T, R = avg G^T G; w <- (1 - lr wd) w - lr s L^-1/4 M R^-1/4, s = |adam| / |...| or 1",
+        source="arXiv:1802.09568, 2309.06497; facebookresearch/optimizers distributed_shampoo, equal in float64 to 2e-8",
+        evidence="AlgoPerf 2024 winner (external tuning), production at Meta, open source",
+        state=_kept(_shampoo_numbers),
+        hyperparameters={
+            "lr": REQUIRED,
+            "betas": (0.9, 0.99),
+            "eps": 1e-12,
+            "weight_decay": 0.01,
+            "precondition_frequency": 1,
+            "start_preconditioning_step": None,
+            "max_preconditioner_dim": 1024,
+            "grafting": None,
+            "exponent": 0.25,
+            "kl": False,
+            "refresh": "spread",
+        },
+        choices={**_CHOICES, "grafting": ("adam",)},
+        limits={"betas": (0.0, math.nextafter(1.0, 2.0))},
+        matrix=True,
+        units="AdamW",
+        group_options=_GROUP_OPTIONS,
     ),
 )
