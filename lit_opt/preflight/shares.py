@@ -110,6 +110,8 @@ def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) ->
                 options = options | {"columns": columns_of(param)}
             for buffer in law(tuple(param.shape), options):
                 dtype = getattr(torch, buffer.dtype) if buffer.dtype else own
+                if buffer.precise:
+                    dtype = torch.promote_types(dtype, torch.float32)
                 whole = buffer.numbers
                 if buffer.sharded and share.kind == "fsdp2":
                     rows = share.numbers(param.shape, SHARDS_STATE)

@@ -54,6 +54,8 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
+    # DTensors are gathered whole in every process, not assembled by owners.
+    whole_everywhere: ClassVar[bool] = False
     _group: Any = None
     _processes: int = 1
 
@@ -123,6 +125,10 @@ class MatrixOptimizer(Optimizer):
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
                 self._step_rest(group, params)
+        self._step_matrices(chunks)
+        return loss
+
+    def _step_matrices(self, chunks: list[Chunk]) -> None:
         step_sharded(self, self._routes or ())
         mixes: Mixes = {}
         for index, chunk in enumerate(chunks):
@@ -130,7 +136,6 @@ class MatrixOptimizer(Optimizer):
             update = self._conditioned(index, chunk, batch)
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
-        return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
@@ -169,7 +174,7 @@ class MatrixOptimizer(Optimizer):
     def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
         """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
         agreed = self.stages.shared
-        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
+        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack", "block_size")
         key = (
             [[id(param) for param in params] for params in active],
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
@@ -183,15 +188,19 @@ class MatrixOptimizer(Optimizer):
                 [p for p in params if p.numel() and not (_is_matrix(p) and took)]
                 for took, params in zip(takes, active, strict=True)
             ]
-            chunks = make_plan(self.param_groups, matrices, agreed)
-            plain, self._sharded = ([c for c in chunks if (c.mesh is not None) == on] for on in (False, True))
-            self._plan, self._plan_key, self._meshes = (plain, rest), key, meshes_of(self.param_groups)
-            self._shares = shares(plain, self._processes)
-            self._routes = None
+            chunks = self._chunks(matrices, agreed)
+            self._sharded = [chunk for chunk in chunks if chunk.mesh is not None]
+            here = chunks if self.whole_everywhere else [chunk for chunk in chunks if chunk.mesh is None]
+            self._plan, self._plan_key, self._meshes = (here, rest), key, meshes_of(self.param_groups)
+            self._shares = shares(here, self._processes)
+            self._routes = [] if self.whole_everywhere else None
         agree(self._meshes, self._sharded, self.param_groups)
         if self._routes is None:
             self._routes = make_routes(self._sharded, self.param_groups)
         return self._plan
+
+    def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
+        return make_plan(self.param_groups, matrices, agreed)
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
         """Write (1 - w) C + w M of all slots into one batch."""
@@ -260,7 +269,7 @@ class MatrixOptimizer(Optimizer):
             torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
         for index, params in chunk.opens:
             # As late as this, since a CPU has the weights in its cache then for the update.
-            decay_(params, self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"])
+            decay_(params, self._decay_rate(index, chunk.shape[1:]))
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
@@ -271,6 +280,9 @@ class MatrixOptimizer(Optimizer):
             part, factor = place(update, slot), self._factor(slot.group, slot.shape, chunk.kernel)
             target = matrices_of(slot.param, slot, self.param_groups[slot.group])
             add_([target], [part.reshape(target.shape)], factor)
+
+    def _decay_rate(self, index: int, shape: Sequence[int]) -> Any:
+        return self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"]
 
     def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one.

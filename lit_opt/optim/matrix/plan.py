@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -102,6 +102,9 @@ def make_plan(
     active: Sequence[Sequence[Tensor]],
     shared: Sequence[str],
     processes: int = 1,
+    *,
+    apart: Callable[[Tensor], Any] | None = None,
+    capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -110,6 +113,8 @@ def make_plan(
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
         processes: How many divide the matrices of a chunk; where they are DTensors, those of their mesh do.
+        apart: Parameters with another value of it are in other chunks.
+        capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -131,10 +136,11 @@ def make_plan(
                 options = [group[key] for key in shared]
                 kernel = math.prod(members[0].shape[2:]) if layout_of(group, members[0]).startswith("conv") else 1
                 mesh = members[0].device_mesh if is_sharded(members[0]) else None  # type: ignore[attr-defined]
-                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, *options)].append(piece)
+                mark = apart(members[0]) if apart is not None else None
+                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, mark, *options)].append(piece)
     chunks = []
-    for (rows, cols, kernel, dtype, device, mesh, *options), pieces in buckets.items():
-        fits = _capacity(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
+    for (rows, cols, kernel, dtype, device, mesh, _, *options), pieces in buckets.items():
+        fits = (capacity or _capacity)(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
@@ -170,11 +176,11 @@ def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Ten
 
 def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
     pieces, first_row = [], 0
-    split = group.get("split_sizes") or group.get("num_heads")
-    as_it_is = layout_of(group, members[0]) in ("matrix", "conv")
-    plain = len(members) == 1 and not split and as_it_is and not is_sharded(members[0])
     # Shapes alone: looking at the parts of sharded tensors would make processes talk.
-    for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
+    views = blocks(torch.empty(members[0].shape, device="meta"), group)
+    as_it_is = layout_of(group, members[0]) in ("matrix", "conv") and len(views) == 1 and not group.get("num_heads")
+    plain = len(members) == 1 and as_it_is and not is_sharded(members[0])
+    for block, view in enumerate(views):
         count, rows, cols = shape_of(view)
         used = slice(first_row, first_row + count * rows)
         first_row = used.stop

@@ -149,7 +149,7 @@ def _take(
     """Scale, decay and apply what came back of each matrix."""
     chunk = route.chunk
     for index, params in chunk.opens:
-        decay_(params, optimizer.param_groups[index]["lr"] * optimizer.param_groups[index]["weight_decay"])
+        decay_(params, optimizer._decay_rate(index, chunk.shape[1:]))
     if moments is not None:
         own = [optimizer._kept(chunk, slot) for slot in chunk.slots]
         torch._foreach_copy_(
