@@ -123,7 +123,7 @@ def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]
     assert plan.memory.held == pytest.approx(max(f["held"] for f in found), rel=0.02)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED_FSDP2 if get_row(name).matrix and get_row(name).scratch])
+@pytest.mark.parametrize("name", [name for name in MEASURED if get_row(name).matrix and get_row(name).scratch])
 def test_scratch_of_matrix_methods_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
     plan = recipe(name).plan(network(), devices=2, strategy="fsdp2", accelerator="cpu")
     found = max(result[name]["scratch"] for result in sharded)
