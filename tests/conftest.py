@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from tests.processes import LIGHTNINGS
+from tests.tables import pytest_addoption, pytest_configure, pytest_runtest_makereport  # noqa: F401
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
