@@ -53,15 +53,28 @@ WEIGHTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
 }
 STEPS = 50
 LATE = 10
+# Large enough for the paths that small matrices do not take.
+LARGE: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
+    "stacked0": ((96, 72), {}),
+    "stacked1": ((96, 72), {}),
+    "plain": ((64, 64), {}),
+    "square0": ((128, 128), {}),
+    "square1": ((128, 128), {}),
+    "up": ((288, 96), {}),
+    "down": ((96, 288), {}),
+    "qkv": ((240, 80), {"split_sizes": [80, 80, 80]}),
+}
+Sizes = dict[str, tuple[tuple[int, ...], dict[str, Any]]]
 
 
 class Weights(nn.Module):
     """Parameters without a forward pass."""
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, sizes: Sizes = WEIGHTS) -> None:
         super().__init__()
+        self.sizes = sizes
         generator = torch.Generator().manual_seed(0)
-        for name, (shape, _) in WEIGHTS.items():
+        for name, (shape, _) in sizes.items():
             value = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
             setattr(self, name, Parameter(value, requires_grad=name != "frozen"))
 
@@ -103,20 +116,20 @@ def optimizer_of(method: str, module: Weights, **options: Any) -> Any:
     name, given = METHODS[method]
     groups: dict[str, dict[str, Any]] = {}
     for key, param in module.named_parameters():
-        own = WEIGHTS[key][1]
+        own = module.sizes[key][1]
         groups.setdefault(repr(own), {"params": [], **own})["params"].append((key, param))
     if method == "teon":
         groups[repr({})]["stack"] = ["stacked0", "stacked1"]
     return build(name, list(groups.values()), **{**given, **options})
 
 
-def noise(dtype: torch.dtype) -> list[dict[str, Tensor]]:
+def noise(dtype: torch.dtype, sizes: Sizes = WEIGHTS) -> list[dict[str, Tensor]]:
     """Gradients for each step, whole."""
     generator = torch.Generator().manual_seed(1)
     return [
         {
             name: torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
-            for name, (shape, _) in WEIGHTS.items()
+            for name, (shape, _) in sizes.items()
         }
         for _ in range(STEPS)
     ]

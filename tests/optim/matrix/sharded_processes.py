@@ -17,6 +17,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from lit_opt.errors import RecipeError
+from lit_opt.optim.matrix import exchange
 from tests.optim.matrix.sharded_models import METHODS, STEPS, Weights, cut, noise, optimizer_of, shards_of, train, whole
 
 # (processes, how the weights are cut, dtype, methods).
@@ -29,6 +30,11 @@ CASES = [
     (4, "fsdp+tp", torch.float64, ("normuon", "teon")),
     (4, "twice", torch.float64, ("normuon", "teon")),
 ]
+# Processes -> shapes of the mesh for the simulator; None for DDP.
+SIMULATED: dict[int, dict[str, tuple[int, ...] | None]] = {
+    2: {"fsdp": (2,), "ddp": None},
+    4: {"fsdp": (4,), "hsdp": (2, 2), "ddp": None},
+}
 SAVED_AT = 25
 # Two processes save, these load.
 LOADING = (1, 4)
@@ -87,6 +93,42 @@ def disagreement() -> str:
     return "no error"
 
 
+def traffic(method: str, how: str) -> dict[str, int]:
+    """Bytes that this process really sends to others and receives from them, and what it orthogonalises, in a step."""
+    module = cut(Weights(torch.float32), how) if how != "ddp" else Weights(torch.float32)
+    optimizer = optimizer_of(method, module)
+    if how == "ddp":
+        optimizer.share_work()
+    found = {"sent": 0, "received": 0, "flops": 0}
+    rank, others = dist.get_rank(), dist.get_world_size() - 1
+    all_to_all, gather, precondition = exchange.all_to_all, dist.all_gather_into_tensor, optimizer._precondition
+
+    def counting(out: torch.Tensor, sent: list[int], received: list[int], group: Any) -> Any:
+        assert sum(sent) == out.numel()
+        found["sent"] += (sum(sent) - sent[rank]) * out.element_size()
+        found["received"] += (sum(received) - received[rank]) * out.element_size()
+        return all_to_all(out, sent, received, group)
+
+    def gathering(gathered: torch.Tensor, part: torch.Tensor, group: Any) -> Any:
+        for way in ("sent", "received"):
+            found[way] += others * part.nbytes
+        return gather(gathered, part, group=group)
+
+    def computing(chunk: Any, batch: torch.Tensor) -> Any:
+        if batch.any():
+            found["flops"] += chunk.flops * batch.size(0) // chunk.shape[0]
+        return precondition(chunk, batch)
+
+    exchange.all_to_all, dist.all_gather_into_tensor, optimizer._precondition = counting, gathering, computing
+    try:
+        for param in module.parameters():
+            param.grad = torch.ones_like(param) if param.requires_grad else None
+        optimizer.step()
+    finally:
+        exchange.all_to_all, dist.all_gather_into_tensor = all_to_all, gather
+    return found
+
+
 def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # torch on DTensors that are gathered in two steps
@@ -99,6 +141,9 @@ def work(rank: int, world: int, folder: Path) -> None:
             results[f"{method}/{how}/{dtype}"] = straight(method, how, dtype, path)
     for method in METHODS if world in LOADING else ():
         results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
+    for how in SIMULATED[world]:
+        for method in ("muon", "normuon", "teon"):
+            results[f"traffic/{how}/{method}"] = traffic(method, how)
     results["disagreement"] = disagreement()
     torch.save(results, folder / f"{world}.{rank}.pt")
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tests.optim.matrix.sharded_models import METHODS, distance
-from tests.optim.matrix.sharded_processes import CASES, LOADING, resumed, straight, work
+from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
+from lit_opt.optim.matrix.traffic import ddp_traffic, sharded_traffic
+from tests.optim.matrix.sharded_models import METHODS, Weights, distance, optimizer_of
+from tests.optim.matrix.sharded_processes import CASES, LOADING, SIMULATED, resumed, straight, work
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 WORLDS = (2, 4)
@@ -59,3 +62,21 @@ def test_a_gradient_that_some_processes_lack_is_refused_by_all(results: Results)
         for result in ranks:
             assert result["disagreement"].startswith("grad: 'experts' has a gradient in processes [1")
             assert "none in [0]" in result["disagreement"]
+
+
+@pytest.mark.parametrize("method", ["muon", "normuon", "teon"])
+@pytest.mark.parametrize(("world", "how"), [(world, how) for world, hows in SIMULATED.items() for how in hows])
+def test_the_simulator_says_what_is_moved_and_computed(results: Results, world: int, how: str, method: str):
+    module = Weights(torch.float32)
+    # Not sharded and frozen weights move nothing.
+    for name in ("frozen", "plain") if how != "ddp" else ("frozen",):
+        delattr(module, name)
+    optimizer, mesh = optimizer_of(method, module), SIMULATED[world][how]
+    if mesh is None:
+        simulated = ddp_traffic(optimizer, world, cuda=False)
+    else:
+        simulated = sharded_traffic(optimizer, mesh, cuda=False)
+    counted = [result[f"traffic/{how}/{method}"] for result in results[world]]
+    for expected, found in zip(simulated, counted, strict=True):
+        found["flops"] -= orthogonalization_flops(6, 6, 5) if mesh is not None else 0  # the weight that is not sharded
+        assert asdict(expected) == found
