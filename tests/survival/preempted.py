@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from lit_opt import EMASpec, Recipe
@@ -43,7 +44,7 @@ class Preempts(Callback):
 
 
 def main(folder: Path, where: str) -> None:
-    torch.manual_seed(0)
+    seed_everything(0)
     recipe = Recipe("llm", lr=1e-2, warmup=3, ema=EMASpec(decay=0.9))
     module = Net(dropout=0.2)
     preempts = [] if where == "never" else [Preempts(where)]
