@@ -48,7 +48,7 @@ test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
 
 tables: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_every_optimizer.py --write-tables
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_every_optimizer.py tests/contract/test_strategies.py --write-tables
 
 configs: $(VENV)/.workloads
 	$(PY) -m lit_opt.commands.generate_configs

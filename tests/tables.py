@@ -33,10 +33,11 @@ def say(request: pytest.FixtureRequest, word: str) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-tables", action="store_true", help="write the tables of docs/ from what the tests see")
+    parser.addoption("--write-tables", action="store_true", help="write docs/ and lit_opt/explain/strategies.json from what passes")
 
 
-def pytest_configure(config: pytest.Config) -> None:
+def register_marker(config: pytest.Config) -> None:
+    """Called by conftest.py."""
     config.addinivalue_line(
         "markers", "capability(column, table, row): the cell of a table in docs/; see tests/tables.py"
     )
