@@ -102,10 +102,12 @@ def refuse_shards(resolved: ResolvedRecipe, where: str) -> None:
         >>> from lit_opt.resolve import preview
         >>> refuse_shards(preview(get_recipe("llm")), "flat shards")
     """
-    if isinstance(resolved.optimizer, str) and row_of(resolved.optimizer, resolved.hyperparameters).matrix:
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    if row is not None and row.matrix:
+        does = "orthogonalises" if "orthogonalize" in row.hyperparameters else "works on"
         raise RecipeError(
             [
-                f"optimizer: {resolved.optimizer} orthogonalises whole matrices, and this strategy makes them {where}, in "
+                f"optimizer: {resolved.optimizer} {does} whole matrices, and this strategy makes them {where}, in "
                 "which rows and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with AdamW."
             ]
         )

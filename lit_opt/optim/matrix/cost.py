@@ -1,4 +1,4 @@
-"""What the orthogonalisation costs beside the model, in operations and in memory, before a step is taken."""
+"""What a matrix method costs beside the model, in operations and in memory, before a step is taken."""
 
 from __future__ import annotations
 
@@ -7,16 +7,18 @@ from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
 from lit_opt.optim.matrix.plan import Chunk, make_plan
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, capacity
+from lit_opt.optim.matrix.preconditioned_cost import chunk_flops, preconditioned_scratch
 
 
 def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
-    """Estimated part of a training step's floating-point operations that goes into orthogonalisation.
+    """Estimated part of a training step's floating-point operations that goes into `work_of` the optimizer.
 
     A model takes about 6 operations for each parameter and token (or image patch) of a step. The estimate is of
     operations by the standard iteration, not of time: a small batch on a fast GPU feels it more.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon.
+        optimizer: Of a registry row with `matrix`.
         tokens: Tokens of all processes in one optimizer step. Processes that share the work divide it.
 
     Returns:
@@ -36,7 +38,9 @@ def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
 
 
 def step_flops(optimizer: Optimizer) -> int:
-    """Floating-point operations of the orthogonalisation in one step, over all processes, by the standard iteration.
+    """Floating-point operations of the matrices in one step, over all processes, by the standard iteration.
+
+    Of methods that decompose every few steps, the average.
 
     Example:
         >>> import torch
@@ -44,7 +48,22 @@ def step_flops(optimizer: Optimizer) -> int:
         >>> step_flops(Muon([torch.nn.Parameter(torch.zeros(768, 3072))], lr=0.02))
         40768634880
     """
+    if isinstance(optimizer, PreconditionedOptimizer):
+        return sum(chunk_flops(optimizer, chunk) for chunk in _chunks(optimizer))
     return sum(chunk.flops for chunk in _chunks(optimizer))
+
+
+def work_of(optimizer: Optimizer) -> str:
+    """What a matrix method does beside element-wise work, in words.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import Soap
+        >>> work_of(Soap([torch.nn.Parameter(torch.zeros(4, 4))]))
+        'statistics, products and decompositions'
+    """
+    own = isinstance(optimizer, PreconditionedOptimizer)
+    return "statistics, products and decompositions" if own else "orthogonalisation"
 
 
 def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
@@ -55,7 +74,7 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
     momentum and its update are gathered whole.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
+        optimizer: Of a registry row with `matrix`; its parameters may be on the meta device.
         cuda: The run is on CUDA devices that multiply bfloat16.
         sharded: The weights are sharded by FSDP2.
 
@@ -65,6 +84,8 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharded: bool) -> int:
         >>> scratch_bytes(Muon([torch.nn.Parameter(torch.zeros(768, 768))], lr=0.02), cuda=True, sharded=False)
         8257536
     """
+    if isinstance(optimizer, PreconditionedOptimizer):
+        return preconditioned_scratch(optimizer, _chunks(optimizer, cuda), sharded=sharded)
     most = before = 0
     for chunk in _chunks(optimizer):
         count, rows, cols = chunk.shape
@@ -98,7 +119,7 @@ def _compute_width(chunk: Chunk, cuda: bool) -> int:
     return compute_dtype(options["orthogonalize"], options["ns_dtype"], chunk.dtype, device, side).itemsize
 
 
-def _chunks(optimizer: Optimizer) -> list[Chunk]:
+def _chunks(optimizer: Optimizer, cuda: bool = True) -> list[Chunk]:
     """The plan of a step in which every parameter has a gradient."""
     # Shapes alone: looking at the parts of sharded tensors would make processes talk.
     groups = [
@@ -109,5 +130,10 @@ def _chunks(optimizer: Optimizer) -> list[Chunk]:
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
         for group in groups
     ]
-    own = optimizer.stages.options  # type: ignore[attr-defined]
-    return make_plan(groups, matrices, ("orthogonalize", "ns_steps", "ns_dtype", *own))
+    agreed = (*optimizer.agreed, *optimizer.stages.options)  # type: ignore[attr-defined]
+    if not isinstance(optimizer, PreconditionedOptimizer):
+        return make_plan(groups, matrices, agreed)
+    device = torch.device("cuda" if cuda else "cpu")
+    return make_plan(
+        groups, matrices, agreed, capacity=lambda rows, cols, dtype, _: capacity(rows, cols, dtype, device)
+    )

@@ -9,7 +9,6 @@ matrices are not meant for. All state is in self.state, and `p.grad` is never wr
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -26,7 +25,7 @@ from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_,
 from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan, matrices_and_rest
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharing import shared, shares
 
@@ -232,7 +231,7 @@ class MatrixOptimizer(Optimizer):
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            matrices, rest = _divided(self.param_groups, active)
+            matrices, rest = matrices_and_rest(self.param_groups, active)
             chunks = self._chunks(matrices, agreed)
             self._plan, self._plan_key = (chunks, rest), key
         return self._plan
@@ -324,18 +323,6 @@ class MatrixOptimizer(Optimizer):
             total = sum(view.size(0) * view.size(1) for view in blocks(slot.param, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
-
-
-def _divided(
-    groups: Sequence[Group], active: Sequence[Sequence[Tensor]]
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Each group's matrices, and each group's parameters for AdamW; empty ones are in neither."""
-    matrices, rest = [], []
-    for group, params in zip(groups, active, strict=True):
-        least = math.inf if group["algorithm"] == "adamw" else 2
-        matrices.append([param for param in params if param.numel() and param.ndim >= least])
-        rest.append([param for param in params if param.numel() and param.ndim < least])
-    return matrices, rest
 
 
 def _whole(tensor: Any) -> Tensor:

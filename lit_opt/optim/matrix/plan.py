@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -135,6 +136,26 @@ def make_plan(
             plain = all(slot.plain for slot in slots)
             chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain))
     return _mark_first(_mark_last(chunks))
+
+
+def matrices_and_rest(
+    groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Each group's matrices, and each group's parameters for AdamW; empty ones are in neither.
+
+    Example:
+        >>> import torch
+        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
+        >>> matrices, rest = matrices_and_rest([{"algorithm": "muon"}], [[matrix, vector]])
+        >>> matrices[0][0] is matrix, rest[0][0] is vector
+        (True, True)
+    """
+    matrices, rest = [], []
+    for group, params in zip(groups, active, strict=True):
+        least = math.inf if group["algorithm"] == "adamw" else 2
+        matrices.append([param for param in params if param.numel() and param.ndim >= least])
+        rest.append([param for param in params if param.numel() and param.ndim < least])
+    return matrices, rest
 
 
 def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:

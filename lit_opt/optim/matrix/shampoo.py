@@ -11,7 +11,7 @@ from torch import Tensor
 from lit_opt.optim.matrix.eigenbasis import inverse_root
 from lit_opt.optim.matrix.engine import Group
 from lit_opt.optim.matrix.groups import group_label
-from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side
+from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
 from lit_opt.optim.matrix.soap import add_statistics
 
 GRAFTINGS = ("adam",)
@@ -124,7 +124,9 @@ class Shampoo(PreconditionedOptimizer):
         if group["grafting"] not in (None, *GRAFTINGS):
             problems.append(f"{where}grafting: {group['grafting']!r} is unknown. Known: {', '.join(GRAFTINGS)}, None.")
         elif group["grafting"] and group["betas"][1] == 1:
-            problems.append(f"{where}betas: sums (betas[1] = 1) with grafting 'adam', whose moments average. Type 0.99.")
+            problems.append(
+                f"{where}betas: sums (betas[1] = 1) with grafting 'adam', whose moments average. Type 0.99."
+            )
         start = group["start_preconditioning_step"]
         if start is not None and (isinstance(start, bool) or start != int(start) or start < 1):
             problems.append(f"{where}start_preconditioning_step: {start!r} is not a whole number above 0, or None.")
@@ -157,9 +159,9 @@ class Shampoo(PreconditionedOptimizer):
     def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """New inverse roots."""
         options, beta = sides[0].options, sides[0].options["betas"][1]
-        factors = torch.cat([side.views[f"{side.name}_factor"] for side in sides])
+        factors = together([side.views[f"{side.name}_factor"] for side in sides])
         if beta < 1:
-            factors /= 1 - beta ** sides[0].step
+            factors = factors / (1 - beta ** sides[0].step)
         roots = exchange(factors, lambda part: inverse_root(part, options["exponent"], options["eps"]))
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         for side, root in zip(sides, roots.split(counts), strict=True):

@@ -2,7 +2,17 @@
 
 from __future__ import annotations
 
-from lit_opt.optim.rows import adaptive, curvature, first_order, large_batch, low_bit, matrix, onebit, preconditioned, wrappers
+from lit_opt.optim.rows import (
+    adaptive,
+    curvature,
+    first_order,
+    large_batch,
+    low_bit,
+    matrix,
+    onebit,
+    preconditioned,
+    wrappers,
+)
 from lit_opt.optim.schema import OptimizerRow
 
 ROWS: tuple[OptimizerRow, ...] = (

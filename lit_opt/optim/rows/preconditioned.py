@@ -94,6 +94,7 @@ ROWS = (
         source="arXiv:2409.11321; nikhilvyas/SOAP soap.py: equal in float64 where the statistics have full rank",
         evidence="published up to 660M parameters; open source",
         state=_kept(_soap_numbers),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.95, 0.95),
@@ -113,9 +114,7 @@ ROWS = (
                     common_practice="3e-3",
                     source=_SOAP,
                 ),
-                weight_decay=Value(
-                    0.01, unit="times lr, after the update", common_practice="0.01", source=_SOAP
-                ),
+                weight_decay=Value(0.01, unit="times lr, after the update", common_practice="0.01", source=_SOAP),
                 reference_batch=None,
                 rule="none",
                 batch_unit="tokens",
@@ -145,6 +144,7 @@ ROWS = (
         source="arXiv:2506.07254; kvfrans/splus torch/splus.py: equal in float64 where the statistics have full rank",
         evidence="small scale (0.1B), open source",
         state=_kept(_splus_numbers, everything=("average",)),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.9, 0.999),
@@ -189,6 +189,7 @@ ROWS = (
         source="arXiv:1802.09568, 2309.06497; facebookresearch/optimizers distributed_shampoo, equal in float64 to 2e-8",
         evidence="AlgoPerf 2024 winner (external tuning), production at Meta, open source",
         state=_kept(_shampoo_numbers),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.9, 0.99),
