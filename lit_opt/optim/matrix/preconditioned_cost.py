@@ -28,7 +28,7 @@ def chunk_flops(optimizer: PreconditionedOptimizer, chunk: Chunk) -> int:
         >>> soap = Soap([torch.nn.Parameter(torch.zeros(4, 4))])
         >>> options = {"precondition_frequency": 10, "max_preconditioner_dim": 10}
         >>> chunk_flops(soap, Chunk((1, 4, 4), torch.float32, options, (), True))
-        857
+        858
     """
     count, rows, cols = chunk.shape
     kept = optimizer.kept(chunk.options, rows, cols)
