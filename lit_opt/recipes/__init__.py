@@ -12,7 +12,7 @@ from lit_opt.recipes.schema import RecipeSpec
 # A bare setting name stands for its first choice.
 ALIASES = {"large_batch": "large_batch/lars"}
 
-_NOT_SETTINGS = {"frozen", "schema", "common", "muon"}
+_NOT_SETTINGS = {"frozen", "schema", "common", "muon", "preconditioned"}
 
 
 @cache

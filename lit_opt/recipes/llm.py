@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_opt.recipes import muon
+from lit_opt.recipes import muon, preconditioned
 from lit_opt.recipes.common import (
     ADAFACTOR_MOMENTUM,
     ADAFACTOR_PRACTICE,
@@ -282,4 +282,7 @@ ADAMW_8BIT = replace(
     optimizer=optimizer_name("adamw_8bit", "AdamW's values unchanged", EIGHT_BIT_SOURCE),
 )
 
-RECIPES = (PRETRAINING, MUON, MUON_RMS, NORMUON, ADAFACTOR, ADAMW_8BIT, FINETUNE, LORA)
+RECIPES = (
+    *(PRETRAINING, MUON, MUON_RMS, NORMUON, ADAFACTOR, ADAMW_8BIT, FINETUNE, LORA),
+    *preconditioned.pretraining_recipes(PRETRAINING),
+)

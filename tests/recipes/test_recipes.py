@@ -282,6 +282,27 @@ EXPECTED |= {
     "diffusion/adafactor": without(EXPECTED["diffusion"], "hyperparameters.betas", "hyperparameters.eps") | ADAFACTOR,
     "diffusion/adamw_8bit": EXPECTED["diffusion"] | {"optimizer": "adamw_8bit"},
 }
+EXPECTED |= {
+    "llm/soap": without(LLM, *BY_SIZE)
+    | {
+        **{"optimizer": "soap", "lr.base": 3e-3, "lr.scaling.rule": "none", "lr.scaling.reference_batch": 2**19},
+        **{"weight_decay": 0.01, "hyperparameters.betas": (0.95, 0.95), "hyperparameters.precondition_frequency": 10},
+        **{"fallback.betas": (0.95, 0.95), "fallback.eps": 1e-8},
+    },
+    "llm/shampoo": LLM
+    | {
+        **{"optimizer": "shampoo", "hyperparameters.eps": 1e-12, "hyperparameters.grafting": "adam"},
+        **{"hyperparameters.precondition_frequency": 100, "hyperparameters.max_preconditioner_dim": 8192},
+        **{"fallback.betas": (0.9, 0.95), "fallback.eps": 1e-8},
+    },
+    "llm/splus": without(LLM, *BY_SIZE, "hyperparameters.eps", "decay.final")
+    | {key: number for key, number in MUON.items() if key.startswith("fallback")}
+    | {
+        **{"optimizer": "splus", "lr.base": 0.2, "lr.scaling.rule": "none", "lr.scaling.reference_batch": 2**18},
+        **{"weight_decay": 0.1, "hyperparameters.betas": (0.9, 0.999), "hyperparameters.ema_rate": 0.999},
+        **{"hyperparameters.precondition_frequency": 100, "decay.kind": "constant"},
+    },
+}
 
 # The field guide, section 2.
 GUIDE = {
@@ -311,6 +332,10 @@ GUIDE = {
     "cnn/adamw": {},
     "diffusion/adafactor": {},
     "diffusion/adamw_8bit": {},
+    "llm/soap": {"warmup.length": (0.01, 0.05)},
+    # At AdamW's length: AdamW's ranges.
+    "llm/shampoo": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
+    "llm/splus": {"warmup.length": (0.01, 0.05)},
 }
 
 
@@ -519,7 +544,11 @@ def test_two_recipes_of_one_name_are_refused(tmp_path, monkeypatch):
 
 def test_every_file_of_the_folder_is_used():
     folder = Path(package.__file__).parent
-    settings = {path.stem for path in folder.glob("*.py")} - {"__init__", "schema", "frozen", "common", "muon"}
+    settings = (
+        {path.stem for path in folder.glob("*.py")}
+        - {"__init__", "schema", "frozen", "common", "muon"}
+        - {"preconditioned"}
+    )
     assert settings == {get_recipe(name).setting for name in ALL}
 
 
