@@ -283,7 +283,7 @@ EXPECTED |= {
     "diffusion/adamw_8bit": EXPECTED["diffusion"] | {"optimizer": "adamw_8bit"},
 }
 EXPECTED |= {
-    "llm/soap": without(LLM, *BY_SIZE)
+    "llm/soap": without(LLM, *BY_SIZE, "hyperparameters.eps")
     | {
         **{"optimizer": "soap", "lr.base": 3e-3, "lr.scaling.rule": "none", "lr.scaling.reference_batch": 2**19},
         **{"weight_decay": 0.01, "hyperparameters.betas": (0.95, 0.95), "hyperparameters.precondition_frequency": 10},
