@@ -33,7 +33,9 @@ def say(request: pytest.FixtureRequest, word: str) -> None:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-tables", action="store_true", help="write docs/ and lit_opt/explain/strategies.json from what passes")
+    parser.addoption(
+        "--write-tables", action="store_true", help="write docs/ and lit_opt/explain/strategies.json from what passes"
+    )
 
 
 def register_marker(config: pytest.Config) -> None:

@@ -54,8 +54,8 @@ class OptimizerRow:
         evidence: The field guide's evidence label.
         hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
         state: What it keeps of a parameter, see `lit_opt.optim.state`; a test compares it with a real step.
-        scratch: What a step needs beside it, None where it was not measured. A matrix method's batches are counted from
-            its plan, not here.
+        scratch: What a step needs beside it, None where it was not measured or differs from step to step. A matrix
+            method's batches are counted from its plan, not here.
         fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
         decayed_group: Group options of decayed groups that differ from those of excluded ones.
         excluded_group: Group options of groups that are excluded from decay.

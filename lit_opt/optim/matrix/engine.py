@@ -24,7 +24,7 @@ from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_,
 from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan, matrices_and_rest
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_sharded
@@ -180,14 +180,7 @@ class MatrixOptimizer(Optimizer):
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            takes = [self._takes(group) for group in self.param_groups]
-            matrices = [
-                [p for p in params if _is_matrix(p) and took] for took, params in zip(takes, active, strict=True)
-            ]
-            rest = [
-                [p for p in params if p.numel() and not (_is_matrix(p) and took)]
-                for took, params in zip(takes, active, strict=True)
-            ]
+            matrices, rest = matrices_and_rest([self._takes(group) for group in self.param_groups], active)
             chunks = self._chunks(matrices, agreed)
             self._sharded = [chunk for chunk in chunks if chunk.mesh is not None]
             here = chunks if self.whole_everywhere else [chunk for chunk in chunks if chunk.mesh is None]
@@ -300,7 +293,3 @@ class MatrixOptimizer(Optimizer):
             total = sum(view.size(0) * view.size(1) for view in blocks(shapes, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
-
-
-def _is_matrix(param: Tensor) -> bool:
-    return param.ndim > 1 and param.numel() > 0

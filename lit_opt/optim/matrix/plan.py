@@ -149,6 +149,30 @@ def make_plan(
     return _mark_first(_mark_last(chunks))
 
 
+def matrices_and_rest(
+    takes: Sequence[bool], active: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Each group's matrices, and each group's other parameters; empty ones are in neither.
+
+    Args:
+        takes: Whether the method takes the matrices of a group.
+        active: Each group's parameters.
+
+    Example:
+        >>> import torch
+        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
+        >>> matrices, rest = matrices_and_rest([True], [[matrix, vector]])
+        >>> matrices[0][0] is matrix, rest[0][0] is vector
+        (True, True)
+    """
+    matrices, rest = [], []
+    for took, params in zip(takes, active, strict=True):
+        least = 2 if took else math.inf
+        matrices.append([param for param in params if param.numel() and param.ndim >= least])
+        rest.append([param for param in params if param.numel() and param.ndim < least])
+    return matrices, rest
+
+
 def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
     sparse = [
         (group, tuple(p.shape))

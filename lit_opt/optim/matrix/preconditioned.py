@@ -10,6 +10,7 @@ All state of a parameter is in self.state, (count, ...) for its `count` matrices
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -48,6 +49,11 @@ class Side:
         views: The slot's state by name, (count, ...) each; writing to them writes to the state.
         options: Of the slot's chunk.
         step: Of the parameter.
+
+    Example:
+        >>> import torch
+        >>> Side("left", {"left_factor": torch.zeros(1, 2, 2)}, {}, 1).name
+        'left'
     """
 
     name: str
@@ -56,7 +62,7 @@ class Side:
     step: int
 
 
-class PreconditionedOptimizer(MatrixOptimizer):
+class PreconditionedOptimizer(MatrixOptimizer, ABC):
     """Base of Soap, SPlus and Shampoo, which have the arguments.
 
     A subclass says what it keeps (`kept`), how gradients become updates (`update`), and how a statistic is decomposed
@@ -79,13 +85,13 @@ class PreconditionedOptimizer(MatrixOptimizer):
     # What a step changes of the state; the rest is changed by a refresh alone.
     moving: ClassVar[tuple[str, ...]] = ()
 
+    @abstractmethod
     def kept(self, options: Group, rows: int, cols: int) -> dict[str, tuple[int, int]]:
         """Name and shape of the state of one matrix; it starts at zero, what ends on "_basis" or "_root" at one."""
-        raise NotImplementedError
 
+    @abstractmethod
     def update(self, gradient: Tensor, kept: Kept, step: int, options: Group) -> Tensor | None:
         """(count, rows, cols) gradients -> updates; changes what is `moving` in place. None for no step at all."""
-        raise NotImplementedError
 
     def accumulate(self, gradient: Tensor, kept: Kept, step: int, options: Group) -> None:
         """For a method that refreshes first: the part of the step before the refresh."""
@@ -94,9 +100,9 @@ class PreconditionedOptimizer(MatrixOptimizer):
         """Whether a matrix gets new decompositions in its step of that number."""
         return (step + offset) % options["precondition_frequency"] == 0
 
+    @abstractmethod
     def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """Write new decompositions of sides of one length to their views; `exchange` divides the work."""
-        raise NotImplementedError
 
     def problems_of(self, group: dict[str, Any], given: set[str]) -> list[str]:
         """Problems of the options that all have, in words."""
@@ -124,7 +130,7 @@ class PreconditionedOptimizer(MatrixOptimizer):
     def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         """Parameters that missed steps are in chunks of their own, so that all of a chunk are at the same step."""
         self._offsets = self._offsets_of_all()
-        return make_plan(self.param_groups, matrices, agreed, apart=self._step_of, capacity=_capacity)
+        return make_plan(self.param_groups, matrices, agreed, apart=self._step_of, capacity=capacity)
 
     def _step_of(self, param: Tensor) -> int:
         state = self.state.get(param, {})
@@ -268,6 +274,18 @@ class PreconditionedOptimizer(MatrixOptimizer):
             self.decomposed(pack, _exchange(part, self._group))
 
 
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """One batch of several, and one as it is.
+
+    Example:
+        >>> import torch
+        >>> together([torch.ones(1, 2), torch.zeros(1, 2)])
+        tensor([[1., 1.],
+                [0., 0.]])
+    """
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
 def _exchange(parts: list[slice], group: Any) -> Exchange:
     if not parts:
         return lambda batch, compute: compute(batch)
@@ -276,7 +294,7 @@ def _exchange(parts: list[slice], group: Any) -> Exchange:
 
 def _packs(sides: list[Side], length: int, processes: int) -> list[list[Side]]:
     """Cut a bucket so that what is stacked fits the scratch, with work for every process."""
-    most = max(processes, _SCRATCH_BYTES // (4 * length * length * sides[0].views[f"{sides[0].name}_factor"].itemsize))
+    most = max(processes, factors_at_once(length, sides[0].views[f"{sides[0].name}_factor"].itemsize))
     packs: list[list[Side]] = [[]]
     filled = 0
     for side in sides:
@@ -289,8 +307,23 @@ def _packs(sides: list[Side], length: int, processes: int) -> list[list[Side]]:
     return packs
 
 
-def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
-    """Matrices of a chunk: a CPU goes one by one where the matrices are large enough to keep it busy."""
+def factors_at_once(length: int, width: int) -> int:
+    """Statistics of a side length, of numbers of `width` bytes, that are decomposed in one call.
+
+    Example:
+        >>> factors_at_once(768, 4), factors_at_once(10000, 4)
+        (7, 1)
+    """
+    return max(1, _SCRATCH_BYTES // (4 * length * length * width))
+
+
+def capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
+    """Matrices of a chunk: a CPU goes one by one where they are large enough to keep it busy.
+
+    Example:
+        >>> capacity(768, 768, torch.float32, torch.device("cpu")), capacity(64, 64, torch.float32, torch.device("cpu"))
+        (1, 409)
+    """
     if device.type == "cpu" and max(rows, cols) > _STACKED_UP_TO:
         return 1
     each = (6 * rows * cols + 2 * rows * rows + 2 * cols * cols) * dtype.itemsize

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import inverse_root
 from lit_opt.optim.matrix.groups import group_label
-from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side
+from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
 from lit_opt.optim.matrix.soap import add_statistics
 from lit_opt.optim.matrix.stages import Group, Stages
 
@@ -168,9 +168,9 @@ class Shampoo(PreconditionedOptimizer):
     def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """New inverse roots."""
         options, beta = sides[0].options, sides[0].options["betas"][1]
-        factors = torch.cat([side.views[f"{side.name}_factor"] for side in sides])
+        factors = together([side.views[f"{side.name}_factor"] for side in sides])
         if beta < 1:
-            factors /= 1 - beta ** sides[0].step
+            factors = factors / (1 - beta ** sides[0].step)
         roots = exchange(factors, lambda part: inverse_root(part, options["exponent"], options["eps"]))
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         for side, root in zip(sides, roots.split(counts), strict=True):

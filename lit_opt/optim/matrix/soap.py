@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
-from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side
+from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
 from lit_opt.optim.matrix.stages import Group, Stages
 
 
@@ -196,13 +196,13 @@ class Soap(PreconditionedOptimizer):
 
     def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """Eigenvectors at first; later one step of the power iteration, by which the moments turn as well."""
-        factors = torch.cat([side.views[f"{side.name}_factor"] for side in sides])
+        factors = together([side.views[f"{side.name}_factor"] for side in sides])
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         if sides[0].step == 0:
             for side, basis in zip(sides, exchange(factors, eigenbasis).split(counts), strict=True):
                 side.views[f"{side.name}_basis"].copy_(basis)
             return
-        old = torch.cat([side.views[f"{side.name}_basis"] for side in sides])
+        old = together([side.views[f"{side.name}_basis"] for side in sides])
         product = factors @ old
         sizes = (old * product).sum(-2)
         # What is rounding stays in its order: its own order is none.

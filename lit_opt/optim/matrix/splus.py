@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, without_rounding
-from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side
+from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
 from lit_opt.optim.matrix.soap import add_statistics, rotated, rotated_back, sides_kept
 from lit_opt.optim.matrix.stages import Group, Stages
 
@@ -125,7 +125,7 @@ class SPlus(PreconditionedOptimizer):
 
     def decomposed(self, sides: Sequence[Side], exchange: Exchange) -> None:
         """New eigenvectors; the momentum is not in their basis."""
-        factors = torch.cat([side.views[f"{side.name}_factor"] for side in sides])
+        factors = together([side.views[f"{side.name}_factor"] for side in sides])
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         for side, basis in zip(sides, exchange(factors, eigenbasis).split(counts), strict=True):
             side.views[f"{side.name}_basis"].copy_(basis)

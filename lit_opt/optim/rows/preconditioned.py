@@ -94,6 +94,7 @@ ROWS = (
         source="arXiv:2409.11321; nikhilvyas/SOAP soap.py: equal in float64 where the statistics have full rank",
         evidence="published up to 660M parameters; open source",
         state=_kept(_soap_numbers),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.95, 0.95),
@@ -143,6 +144,7 @@ ROWS = (
         source="arXiv:2506.07254; kvfrans/splus torch/splus.py: equal in float64 where the statistics have full rank",
         evidence="small scale (0.1B), open source",
         state=_kept(_splus_numbers, everything=("average",)),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.9, 0.999),
@@ -186,6 +188,7 @@ ROWS = (
         source="arXiv:1802.09568, 2309.06497; facebookresearch/optimizers distributed_shampoo, equal in float64 to 2e-8",
         evidence="AlgoPerf 2024 winner (external tuning), production at Meta, open source",
         state=_kept(_shampoo_numbers),
+        scratch=None,
         hyperparameters={
             "lr": REQUIRED,
             "betas": (0.9, 0.99),

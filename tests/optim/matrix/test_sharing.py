@@ -24,7 +24,8 @@ def train(name: str, dtype: torch.dtype, share: bool) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     params = [Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in SHAPES]
     params[3].requires_grad_(False)
-    keywords: dict[str, Any] = {"teon": {"stack": params[:2]}, "shampoo": {"precondition_frequency": 7}}.get(name, {})
+    special: dict[str, dict[str, Any]] = {"teon": {"stack": params[:2]}, "shampoo": {"precondition_frequency": 7}}
+    keywords = special.get(name, {})
     optimizer = build(name, params, lr=0.02, **keywords)
     if share:
         optimizer.share_work()  # type: ignore[attr-defined]
