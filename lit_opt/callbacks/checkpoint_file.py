@@ -92,9 +92,7 @@ def _damage(path: Path, size: int, changed: int) -> str:
     return ""
 
 
-def last_whole(
-    folders: Iterable[str | Path], but: Path | None = None
-) -> tuple[Path | None, list[tuple[Path, str]]]:
+def last_whole(folders: Iterable[str | Path], but: Path | None = None) -> tuple[Path | None, list[tuple[Path, str]]]:
     """The newest whole checkpoint under some folders, and the newer ones that are damaged, with what is wrong.
 
     Args:
@@ -158,6 +156,9 @@ def guard_files(patches: Patches, strategy: Any, owner: object) -> None:
     before_weights = strategy.load_model_state_dict
 
     def load_model_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(strategy.precision_plugin).__name__ == "DoublePrecision":
+            # Lightning converts the module after it has loaded the weights, and rounds them to float32 in between.
+            strategy.precision_plugin.convert_module(strategy.lightning_module)
         try:
             before_weights(*args, **kwargs)
         except RuntimeError as error:

@@ -62,6 +62,7 @@ class Tells(Callback):
 
     def on_train_start(self, *args: Any) -> None:
         self.tell("s")
+
         def slowly(source: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
             """As where $TMPDIR is on another disk: a copy."""
             self.tell("c")

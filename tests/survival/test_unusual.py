@@ -24,7 +24,8 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "schedule_free": ("llm", {"optimizer": "schedule_free_adamw", "lr": 1e-2, "weight_decay": 0.1, "warmup": 2}),
 }  # fmt: skip
 NOT: dict[tuple[type[Net], str], str] = {
-    (unusual.Complex, "muon"): "complex64. Matrix methods take real",
+    (unusual.Complex, "muon"): "muon takes real parameters, and matrix, vector is complex",
+    (unusual.Complex, "schedule_free"): "schedule_free_adamw takes real parameters",
     (unusual.Sparse, "adamw"): "cannot take the sparse gradients of table",
     (unusual.Sparse, "muon"): "cannot take the sparse gradients of table",
     (unusual.Sparse, "schedule_free"): "cannot take the sparse gradients of table",
@@ -163,7 +164,9 @@ def test_a_loader_that_is_made_anew_each_epoch_goes_on_after_a_resume(tmp_path: 
     torch.manual_seed(0)
     fit(whole, recipe("adamw"), data=StatefulLoader(), **how)
     torch.manual_seed(0)
-    fit(Net(), recipe("adamw", total_steps=24), data=StatefulLoader(), **(how | {"max_epochs": 2})).save_checkpoint(path)
+    fit(Net(), recipe("adamw", total_steps=24), data=StatefulLoader(), **(how | {"max_epochs": 2})).save_checkpoint(
+        path
+    )
     fit(rest, recipe("adamw"), data=StatefulLoader(), ckpt_path=path, **how)
     assert rest.seen == whole.seen[-len(rest.seen) :]
     for a, b in zip(whole.parameters(), rest.parameters(), strict=True):

@@ -174,5 +174,17 @@ class TwoOptimizers(Manual):
         return [torch.optim.SGD(self.net[0].parameters(), 0.1), torch.optim.Adam(self.net[3].parameters(), 0.1)]
 
 
-TRAINED: tuple[type[Net], ...] = (One, Biases, Empty, Complex, Sparse, Shared, Normed, Orthogonal, OldNorm, Double, Unused)
+TRAINED: tuple[type[Net], ...] = (
+    One,
+    Biases,
+    Empty,
+    Complex,
+    Sparse,
+    Shared,
+    Normed,
+    Orthogonal,
+    OldNorm,
+    Double,
+    Unused,
+)
 REFUSED: tuple[type[Net], ...] = (Added, Unfrozen, Frozen)
