@@ -30,6 +30,7 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, opti
     problems = refusals(resolved, strategy_kind(trainer), precision, optimizer=optimizer)
     if optimizer:
         problems += exact_problems(resolved, trainer, module) + sparse_problems(resolved, module)
+        problems += complex_problems(resolved, module)
     if row is not None and row.needs_closure:
         problems += two_pass_problems(row.name, trainer, module)
     if row is not None and row.exchanges and getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
@@ -68,6 +69,30 @@ def sparse_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
     return [
         f"optimizer: {what} cannot take the sparse gradients of {', '.join(found[:3])}. Build the embedding with sparse=False, "
         "or take optimizer='sgd' with clip=0."
+    ]
+
+
+def complex_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
+    """Complex parameters under an optimizer that takes real ones; those of torch see pairs of real numbers.
+
+    Args:
+        resolved: The recipe's numbers.
+        module: Any torch module.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> complex_problems(preview(get_recipe("llm")), torch.nn.Linear(2, 2, dtype=torch.complex64))
+        []
+    """
+    if not isinstance(resolved.optimizer, str) or get_row(resolved.optimizer).provider == "torch":
+        return []
+    found = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
+    if not found:
+        return []
+    return [
+        f"optimizer: {resolved.optimizer} takes real parameters, and {', '.join(found[:3])} is complex. Hold real and imaginary "
+        "part as a last dimension of 2 (torch.view_as_complex in the forward), or take an optimizer of torch, such as 'adamw'."
     ]
 
 
