@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := $(VENV)/bin/python
 OLDEST := .venv-oldest
 
-.PHONY: help quickstart check test test-slow test-oldest configs benchmarks clean
+.PHONY: help quickstart check test test-slow test-oldest tables configs benchmarks clean
 
 help:
 	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
@@ -12,6 +12,7 @@ help:
 	@echo "make check        ruff (lint and format) and mypy"
 	@echo "make test-slow    the longer checks"
 	@echo "make test-oldest  the attachment contract on the oldest supported Lightning and torch"
+	@echo "make tables       write the tables of docs/ from what the tests see"
 	@echo "make configs      write lit_opt/configs anew from the recipes"
 	@echo "make benchmarks   figures in benchmarks/results; each script there says its own command"
 
@@ -45,6 +46,9 @@ $(OLDEST)/.installed: pyproject.toml
 
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
+
+tables: $(VENV)/.dev
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_every_optimizer.py tests/contract/test_strategies.py --write-tables
 
 configs: $(VENV)/.workloads
 	$(PY) -m lit_opt.commands.generate_configs

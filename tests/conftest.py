@@ -9,13 +9,11 @@ from typing import Any
 import pytest
 
 from tests.processes import LIGHTNINGS
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-tables", action="store_true", help="note what passes in lit_opt/explain/strategies.json")
+from tests.tables import pytest_addoption, pytest_runtest_makereport, register_marker  # noqa: F401
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    register_marker(config)
     if config.getoption("--write-tables"):
         from tests.contract.record import WRITES
 

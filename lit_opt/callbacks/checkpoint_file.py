@@ -156,6 +156,9 @@ def guard_files(patches: Patches, strategy: Any, owner: object) -> None:
     before_weights = strategy.load_model_state_dict
 
     def load_model_state_dict(self: Any, *args: Any, **kwargs: Any) -> None:
+        if type(strategy.precision_plugin).__name__ == "DoublePrecision":
+            # Lightning converts the module after it has loaded the weights, and rounds them to float32 in between.
+            strategy.precision_plugin.convert_module(strategy.lightning_module)
         try:
             before_weights(*args, **kwargs)
         except RuntimeError as error:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch.optim import Optimizer
 
 from lit_opt.callbacks.facts import strategy_kind, takes_scaled_gradients
@@ -27,7 +28,9 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, opti
     row = get_row(resolved.optimizer) if optimizer and isinstance(resolved.optimizer, str) else None
     precision = "16-mixed" if takes_scaled_gradients(trainer) else "32-true"
     problems = refusals(resolved, strategy_kind(trainer), precision, optimizer=optimizer)
-    problems += exact_problems(resolved, trainer, module) if optimizer else []
+    if optimizer:
+        problems += exact_problems(resolved, trainer, module) + sparse_problems(resolved, module)
+        problems += complex_problems(resolved, module)
     if row is not None and row.needs_closure:
         problems += two_pass_problems(row.name, trainer, module)
     if row is not None and row.exchanges and getattr(trainer.strategy, "_ddp_comm_hook", None) is not None:
@@ -36,6 +39,77 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, opti
             "Remove it, or choose another optimizer."
         )
     return problems
+
+
+def sparse_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
+    """Layers whose gradients are sparse, under an optimizer that needs whole ones.
+
+    Args:
+        resolved: The recipe's numbers.
+        module: Any torch module.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> sparse_problems(preview(get_recipe("llm")), torch.nn.Embedding(2, 2))
+        []
+    """
+    takes = (torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam)
+    own = isinstance(resolved.optimizer, type) and issubclass(resolved.optimizer, takes)
+    if own or (resolved.optimizer == "sgd" and resolved.clip is None):
+        return []
+    found = [
+        name or type(part).__name__
+        for name, part in module.named_modules()
+        if isinstance(part, torch.nn.Embedding | torch.nn.EmbeddingBag) and part.sparse and part.weight.requires_grad
+    ]
+    if not found:
+        return []
+    what = f"{resolved.optimizer_name} with clipping" if resolved.optimizer == "sgd" else resolved.optimizer_name
+    return [
+        f"optimizer: {what} cannot take the sparse gradients of {', '.join(found[:3])}. Build the embedding with sparse=False, "
+        "or take optimizer='sgd' with clip=0."
+    ]
+
+
+def complex_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
+    """Complex parameters under an optimizer that takes real ones; those of torch see pairs of real numbers.
+
+    Args:
+        resolved: The recipe's numbers.
+        module: Any torch module.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> complex_problems(preview(get_recipe("llm")), torch.nn.Linear(2, 2, dtype=torch.complex64))
+        []
+    """
+    if not isinstance(resolved.optimizer, str) or get_row(resolved.optimizer).provider == "torch":
+        return []
+    found = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
+    if not found:
+        return []
+    return [
+        f"optimizer: {resolved.optimizer} takes real parameters, and {', '.join(found[:3])} is complex. Hold real and imaginary "
+        "part as a last dimension of 2 (torch.view_as_complex in the forward), or take an optimizer of torch, such as 'adamw'."
+    ]
+
+
+def left_out(optimizer: Optimizer, module: Any) -> list[str]:
+    """Names of trainable parameters that the optimizer does not have.
+
+    Args:
+        optimizer: Of the recipe.
+        module: Any torch module.
+
+    Example:
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> left_out(torch.optim.SGD([layer.weight]), layer)
+        ['bias']
+    """
+    held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    return [name for name, p in module.named_parameters() if p.requires_grad and id(p) not in held]
 
 
 def fit_to_run(resolved: ResolvedRecipe, optimizer: Optimizer, trainer: Any, module: Any) -> None:

@@ -11,7 +11,8 @@ from torch.optim import Optimizer
 
 from lit_opt.callbacks.facts import largest_accumulation
 from lit_opt.optim import get_row
-from lit_opt.optim.matrix.cost import orthogonalization_share
+from lit_opt.optim.matrix.cost import orthogonalization_share, work_of
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer
 from lit_opt.optim.matrix.sharded import dividing_processes
 from lit_opt.resolve.resolved import ResolvedRecipe
 
@@ -20,7 +21,7 @@ _NOT_SYNCHRONISED = {"post_localSGD_hook", "noop_hook"}
 
 
 def is_matrix_method(resolved: ResolvedRecipe) -> bool:
-    """Whether the recipe's optimizer orthogonalises."""
+    """Whether the recipe's optimizer treats weights as matrices."""
     return isinstance(resolved.optimizer, str) and get_row(resolved.optimizer).matrix
 
 
@@ -84,7 +85,7 @@ def share_work(optimizer: Optimizer, trainer: Any, module: Any) -> bool:
 
 
 def cost_line(optimizer: Optimizer, resolved: ResolvedRecipe, batch: Any, accumulation: int) -> str:
-    """The share of a step's operations that the orthogonalisation takes, in words; "" where it cannot be known.
+    """The share of a step's operations that the work on matrices takes, in words; "" where it cannot be known.
 
     The estimate needs tokens: those of the recipe (batch_tokens=), or in the setting llm those of the first batch.
 
@@ -105,13 +106,17 @@ def cost_line(optimizer: Optimizer, resolved: ResolvedRecipe, batch: Any, accumu
         how = f"{first:,} in the first batch x accumulation {accumulation} x {processes} processes"
     if not tokens:
         return ""
+    # The statistics and products of these are each process's own; their decompositions alone are divided.
+    decomposes = isinstance(optimizer, PreconditionedOptimizer)
     dividing = dividing_processes(optimizer)
-    share = orthogonalization_share(optimizer, tokens if dividing > 1 else max(tokens // processes, 1))
+    share = orthogonalization_share(
+        optimizer, tokens if dividing > 1 and not decomposes else max(tokens // processes, 1)
+    )
     work = "all of it in each process" if processes > 1 else ""
     if dividing > 1:
-        work = f"divided among {dividing} processes"
+        work = f"{'before the decompositions are ' * decomposes}divided among {dividing} processes"
     return (
-        f"{resolved.optimizer}: about {share:.0%} of a step's operations go into the orthogonalisation"
+        f"{resolved.optimizer}: about {share:.0%} of a step's operations go into the {work_of(optimizer)}"
         f"{f', {work}' * bool(work)} (estimate at {tokens:,} tokens a step: {how})."
     )
 

@@ -124,7 +124,7 @@ class OptimizerMonitor(Callback):
             for p in sampled(group["params"], count):
                 self._began[index][p] = local(p).detach().clone()
                 if type(optimizer).__name__ == "Lars" and (group["weight_decay"] or group["always_adapt"]):
-                    norm = torch.linalg.vector_norm(local(p.grad), dtype=torch.float32)  # type: ignore[arg-type]
+                    norm = torch.linalg.vector_norm(local(p.grad).float())  # type: ignore[arg-type]
                     self._trust.setdefault(index, []).append((group, p, norm))
 
     def _has_stepped(self, trainer: Any, module: Any, index: int) -> None:

@@ -145,3 +145,27 @@ def refuse_other_owners(module: Any, recipe: object, callbacks: list[Any]) -> No
                 "--optimizer and --lr_scheduler, or the recipe; a recipe takes its optimizer by Recipe(optimizer=...)."
             ]
         )
+
+
+def refuse_several(configured: Any) -> None:
+    """Refuse to replace several optimizers, which a training_step under manual optimization unpacks, by one.
+
+    Args:
+        configured: What the module's own configure_optimizers returned.
+
+    Raises:
+        RecipeError: It has more than one optimizer.
+
+    Example:
+        >>> refuse_several({"optimizer": None})
+    """
+    parts = configured if isinstance(configured, list | tuple) else [configured]
+    if len(parts) == 2 and isinstance(parts[0], list | tuple):
+        parts = parts[0]  # optimizers and schedulers
+    if len(parts) > 1:
+        raise RecipeError(
+            [
+                f"existing: the module's own configure_optimizers makes {len(parts)} optimizers, and a recipe brings one, so "
+                "that self.optimizers() would not be what training_step expects. Give existing='keep'."
+            ]
+        )

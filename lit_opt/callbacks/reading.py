@@ -38,7 +38,9 @@ class Reading:
 
     def add_square(self, part: Tensor, owner: Tensor) -> int:
         """Add the sum of squares of this process's part of `owner`; returns its place."""
-        place = self.add(torch.linalg.vector_norm(part, dtype=torch.float32).square())
+        real = torch.view_as_real(part) if part.is_complex() else part
+        wide = torch.promote_types(real.dtype, torch.float32)
+        place = self.add(torch.linalg.vector_norm(real, dtype=wide).square())
         if is_sharded(owner):
             shards = tuple(i for i, p in enumerate(owner.placements) if p.is_shard())  # type: ignore[attr-defined]
             self._shards.setdefault((owner.device_mesh, shards), []).append(place)  # type: ignore[attr-defined]

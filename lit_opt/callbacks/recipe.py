@@ -253,7 +253,7 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Say what a matrix optimizer costs, before the first step."""
         assert self._session is not None
-        self._session.batch_start(batch)
+        self._session.batch_start(batch, batch_idx)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Note the loss, to see whether it is finite."""

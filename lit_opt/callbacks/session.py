@@ -12,12 +12,12 @@ from lit_opt.callbacks.checkpoint_file import guard_files
 from lit_opt.callbacks.checkpoint_format import current
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.demands import demand_problems, fit_to_run, meet_demands, release
+from lit_opt.callbacks.demands import demand_problems, fit_to_run, left_out, meet_demands, release
 from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line
 from lit_opt.callbacks.nonfinite import FiniteSteps
-from lit_opt.callbacks.patches import Patches, attachment_problems, is_overridden, refuse_other_owners
+from lit_opt.callbacks.patches import Patches, attachment_problems, is_overridden, refuse_other_owners, refuse_several
 from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
@@ -84,7 +84,7 @@ class Session:
     def _install(self) -> None:
         session = self
         module = self.module
-        before_setup, before_save = module.setup, module.on_save_checkpoint
+        before_setup, before_save, theirs = module.setup, module.on_save_checkpoint, module.configure_optimizers
 
         builds_later = is_overridden(module, "configure_model")
 
@@ -99,6 +99,8 @@ class Session:
             checkpoint[resume.KEY] = session.packed(full="optimizer_states" in checkpoint)
 
         def configure_optimizers(self: Any) -> dict[str, Any]:
+            if not module.automatic_optimization and is_overridden(type(module), "configure_optimizers"):
+                refuse_several(theirs())
             return session.configure()
 
         self._patches.install(module, "setup", setup, owner=self.recipe)
@@ -246,8 +248,13 @@ class Session:
         self._follow_finder(self.run)
         self.run.scheduler.apply(self.trainer.global_step)
 
-    def batch_start(self, batch: Any) -> None:
-        """Say once what the orthogonalisation of a matrix optimizer costs, as soon as a batch is seen."""
+    def batch_start(self, batch: Any, index: int) -> None:
+        """Refuse parameters that nobody steps on; say once what a matrix optimizer costs, as soon as a batch is seen."""
+        if self.run is not None and (index == 0 or not self._seen_batch):
+            # Not at train start: modules and finetuning callbacks unfreeze, and add groups, in hooks after ours.
+            forgotten = left_out(self.run.optimizer, self.module)
+            if forgotten and not is_flattened(self.module) and not is_deepspeed(self.trainer):
+                raise RecipeError([_forgotten(forgotten)])
         if self.run is not None and not self._seen_batch:
             line = cost_line(self.run.optimizer, self.run.resolved, batch, self.trainer.accumulate_grad_batches)
             if line:
@@ -319,3 +326,11 @@ class Session:
         if self._trainer_clip is not None:
             (self.trainer.gradient_clip_val,) = self._trainer_clip
             self._trainer_clip = None
+
+
+def _forgotten(names: list[str]) -> str:
+    return (
+        f"parameters: {len(names)} became trainable after the optimizer was made ({', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}), so it would never step on them. Make and unfreeze them before `fit`, in setup or "
+        "in configure_model, or add them with optimizer.add_param_group({'params': [...], 'name': ...})."
+    )

@@ -86,13 +86,14 @@ class ClosingReport:
     def after(self) -> None:
         """Print what was learned; on the first process only."""
         figures = self._validate() if self.active else {}
+        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)  # the processes exchange it: ask in all
         if not self.trainer.is_global_zero:
             return
         lines = [_figures("Before training", self.figures)] if self.figures else []
         if self.active:
             lines.append(_figures("After training", figures))
             lines += self._learned(figures)
-            lines.append(self._picture())
+            lines.append(self._picture(folder))
         checkpoint = getattr(self.trainer.checkpoint_callback, "best_model_path", "")
         if checkpoint:
             lines.append(f"Checkpoint: {_short(Path(checkpoint))}")
@@ -115,8 +116,7 @@ class ClosingReport:
         assert isinstance(self.model, ImageClassifier)
         return image_classifier_lines(self.model, figures)
 
-    def _picture(self) -> str:
-        folder = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+    def _picture(self, folder: Path) -> str:
         try:
             return f"Picture of the run: {_short(loss_plot(self.history.rows, folder / 'run.png'))}"
         except RecipeError as error:

@@ -210,7 +210,7 @@ def shrink_note(resolved: ResolvedRecipe) -> str:
     momentum = resolved.hyperparameters.get("momentum")
     if resolved.weight_decay <= 0:
         return ""
-    if unit.startswith(("decoupled", "times lr")):
+    if unit.startswith(("decoupled", "times lr")) and "rows" not in unit:
         share, words = resolved.lr * resolved.weight_decay, "lr x wd"
     elif unit.startswith("L2, added") and momentum is not None:
         share, words = resolved.lr * resolved.weight_decay / (1 - momentum), "lr x wd / (1 - momentum)"

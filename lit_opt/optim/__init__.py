@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from lit_opt.optim.matrix.muon import Muon as Muon
     from lit_opt.optim.matrix.normuon import NorMuon as NorMuon
     from lit_opt.optim.matrix.scion import Scion as Scion
+    from lit_opt.optim.matrix.shampoo import Shampoo as Shampoo
+    from lit_opt.optim.matrix.soap import Soap as Soap
+    from lit_opt.optim.matrix.splus import SPlus as SPlus
     from lit_opt.optim.matrix.teon import Teon as Teon
     from lit_opt.optim.onebit_adam import OneBitAdam as OneBitAdam
     from lit_opt.optim.sam import ASAM as ASAM
@@ -39,6 +42,9 @@ _LAZY = {
     "Aro": "lit_opt.optim.matrix.aro",
     "Scion": "lit_opt.optim.matrix.scion",
     "Teon": "lit_opt.optim.matrix.teon",
+    "Shampoo": "lit_opt.optim.matrix.shampoo",
+    "Soap": "lit_opt.optim.matrix.soap",
+    "SPlus": "lit_opt.optim.matrix.splus",
 }
 
 __all__ = [*sorted(_LAZY), "get_row", "list_optimizers"]

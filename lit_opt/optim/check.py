@@ -26,6 +26,10 @@ _LIMITS: dict[str, tuple[float, float]] = {
     "kl_clip": (0.0, math.inf),
     "inverse_every": (1.0, math.inf),
     "freeze_step": (1.0, math.inf),
+    "shampoo_beta": (0.0, 1.0),
+    "precondition_frequency": (1.0, math.inf),
+    "start_preconditioning_step": (1.0, math.inf),
+    "max_preconditioner_dim": (1.0, math.inf),
     "rho": (0.0, math.inf),
     "eta": (0.0, math.inf),
     "k": (1.0, math.inf),
@@ -64,9 +68,10 @@ def check_hyperparameters(
             problems.append(where + _unknown(row, key, value))
             continue
         try:
-            words = row.choices.get(key)
-            limits = row.limits.get(key, _LIMITS.get(key, (-math.inf, math.inf)))
-            clean[key] = _word(value, words) if words else _plain(value, row.hyperparameters[key], limits)
+            words, default = row.choices.get(key), row.hyperparameters[key]
+            none = value is None and default is None
+            limits = row.limits.get(key) or _LIMITS.get(key, (-math.inf, math.inf))
+            clean[key] = _word(value, words) if words and not none else _plain(value, default, limits)
         except ValueError as problem:
             problems.append(f"{where}{key}: {problem}")
     return clean, problems

@@ -69,6 +69,8 @@ def get_row(name: str, base: str | None = None, *, setting: str = "") -> Optimiz
         matrix=inside.matrix,
         of_whole=inside.of_whole,
         exact=inside.exact,
+        units=inside.units,
+        limits={**inside.limits, **row.limits},
         group_options=inside.group_options,
         role_options=inside.role_options,
         extra=row.extra or inside.extra,

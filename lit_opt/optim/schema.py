@@ -54,8 +54,8 @@ class OptimizerRow:
         evidence: The field guide's evidence label.
         hyperparameters: Keyword -> default (REQUIRED where there is none). These and no others are accepted.
         state: What it keeps of a parameter, see `lit_opt.optim.state`; a test compares it with a real step.
-        scratch: What a step needs beside it, None where it was not measured. A matrix method's batches are counted from
-            its plan, not here.
+        scratch: What a step needs beside it, None where it was not measured or differs from step to step. A matrix
+            method's batches are counted from its plan, not here.
         fixed: Keywords that are always passed and cannot be set; they close traps of the provider.
         decayed_group: Group options of decayed groups that differ from those of excluded ones.
         excluded_group: Group options of groups that are excluded from decay.
@@ -64,14 +64,14 @@ class OptimizerRow:
         fused: The class has a `fused` option that is correct and wins where all tensors are on one CPU or CUDA
             device.
         clips_itself: The optimizer limits the gradient or the update itself, with its defaults.
-        choices: Keyword -> the words that it takes.
+        choices: Keyword -> the words that it takes; None as well where that is the default.
+        limits: Keyword -> (lowest, first number that is too high), where they are not the usual ones.
         matrix: It treats weights as matrices: embeddings, heads, norms and vectors belong to groups with
             "algorithm" "adamw" (lr, betas, eps, weight_decay), and `build` takes `fallback` for these.
         units: For a matrix method without a `scale`: "AdamW" where it takes AdamW's rates, so that what it leaves to
             AdamW has its own; "" where AdamW's are apart.
         role_options: Role of a parameter (`lit_opt.param_groups.roles`, and "head") -> options of the group of its own
             that a recipe gives such parameters. A matrix method takes them, and leaves every other role to AdamW.
-        limits: Keyword -> (lowest, first number that is too high) where they differ from the word's usual ones.
         group_options: What says how the tensors of a group are read; accepted by groups and by `build`.
         of_whole: What it reads of a whole tensor beside its numbers, in words; "" for a rule of each number alone. Such
             a rule is another one on flat shards (FSDP1, ZeRO).
@@ -109,10 +109,10 @@ class OptimizerRow:
     fused: bool = False
     clips_itself: bool = False
     choices: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     matrix: bool = False
     units: str = ""
     role_options: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    limits: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     group_options: tuple[str, ...] = ()
     of_whole: str = ""
     needs_module: bool = False

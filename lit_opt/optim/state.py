@@ -23,6 +23,7 @@ class Buffer:
         numbers: How many numbers it holds, of the whole parameter.
         dtype: torch's name of its dtype; "" for the parameter's.
         sharded: It is cut like the parameter under FSDP2; otherwise every process holds all of it.
+        precise: Where dtype says the parameter's: in float32 for parameters of a lower precision.
 
     Example:
         >>> Buffer(name="exp_avg", numbers=12).sharded
@@ -33,6 +34,7 @@ class Buffer:
     numbers: int
     dtype: str = ""
     sharded: bool = True
+    precise: bool = False
 
 
 # (shape of a parameter, options of its group with "algorithm") -> what is kept of it. It is asked for every parameter

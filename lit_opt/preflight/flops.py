@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_opt.optim import get_row
-from lit_opt.optim.matrix.cost import orthogonalization_share, step_flops
+from lit_opt.optim.matrix.cost import orthogonalization_share, step_flops, work_of
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.shares import SHARDS_STATE
 
@@ -85,7 +85,7 @@ def count_flops(
     own = step_flops(optimizer) if matrix else _ELEMENTWISE * numbers
     if not matrix and placement is not None and placement.kind in SHARDS_STATE:
         own //= devices
-    how = ["optimizer: the orthogonalisations" if matrix else f"optimizer: {_ELEMENTWISE} operations a number"]
+    how = [f"optimizer: the {work_of(optimizer)}" if matrix else f"optimizer: {_ELEMENTWISE} operations a number"]
     if matrix and devices > 1:
         how[0] += f", all of them on each of the {devices:,} devices, which divide the batch"
     if setting in ("llm", "vlm"):

@@ -126,7 +126,7 @@ def estimate_memory(
     lines.append(
         Line(
             name="gradients",
-            bytes=share.of(trained, SHARDS_GRADIENTS),
+            bytes=share.gradients(module, trained),
             how=_words(trained) + share.words(SHARDS_GRADIENTS),
             on_host=share.weights_on_host,
         )
@@ -172,14 +172,19 @@ def state_bytes(optimizer: Optimizer, placement: Placement | None = None) -> int
 
 
 def _not_estimated(placement: Placement, optimizer: Optimizer) -> str:
-    if placement.tensor_parallel > 1:
-        return "tensor parallelism cuts each layer in its own way, so the memory is not estimated"
     if placement.kind == "other":
         return f"the strategy {placement.strategy} is not known, so the memory is not estimated"
     if placement.precision.startswith("transformer-engine"):
         return f"precision {placement.precision} keeps weights in several formats, so the memory is not estimated"
     missing = sorted({group["algorithm"] for group in optimizer.param_groups if _row(group["algorithm"]) is None})
-    return f"{', '.join(missing)} has no registry row, so its state is not estimated" if missing else ""
+    if missing:
+        return f"{', '.join(missing)} has no registry row, so its state is not estimated"
+    if placement.tensor_parallel > 1 and method_row(optimizer).matrix:
+        return (
+            "tensor parallelism cuts matrices that a step gathers again, so the memory of a matrix method is not estimated; "
+            "plan it with data_parallel_size alone, or with AdamW, for the rest"
+        )
+    return ""
 
 
 def _row(name: str) -> OptimizerRow | None:
@@ -286,7 +291,13 @@ def _left_out(
     if placement.precision.endswith("-mixed") and not placement.kind.startswith("zero"):
         copies = 2 * sum(p.numel() for p, dtype in weights if p.ndim > 1 and dtype == torch.float32)
         left.append(f"half-precision copies of the weights that autocast keeps in a step: up to {gigabytes(copies)}")
-    if placement.kind in ("fsdp", "fsdp_grad_op", "fsdp2", "zero3") and placement.devices > 1:
+    if placement.tensor_parallel > 1:
+        left.append(
+            f"what your parallelize_module does else: taken is that it cuts every weight of two or more dimensions into "
+            f"{placement.tensor_parallel} equal parts, and leaves vectors whole; the gradient of an embedding is whole (torch's RowwiseParallel), and so "
+            "is SGD's momentum of it, which is not counted"
+        )
+    if placement.kind in ("fsdp", "fsdp_grad_op", "fsdp2", "zero3") and placement.devices > placement.tensor_parallel:
         left.append("layers while they are gathered: one or two of your wrapped blocks in full")
     if ema is not None and not ema.offload:
         left.append("while validation uses the averages: the raw weights a second time")

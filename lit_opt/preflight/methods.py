@@ -76,6 +76,8 @@ _KNOWN: dict[str, Method] = {
     "adabound": Method(name="adabound", kind="adam", decay="decoupled"),
     "lion": Method(name="lion", decay="decoupled"),
     "soap": Method(name="soap", decay="decoupled"),
+    "splus": Method(name="splus", decay="decoupled"),
+    "distributedshampoo": Method(name="shampoo", decay="decoupled"),
     "adafactor": Method(name="adafactor", kind="factored", decay="decoupled"),
     "adafactorbigvision": Method(name="adafactor_bv", kind="factored", decay="decoupled"),
     "lars": Method(name="lars", kind="layerwise", decay="ratio"),
@@ -87,6 +89,8 @@ _KNOWN: dict[str, Method] = {
     "fusedmixedprecisionlamb": Method(name="lamb", kind="layerwise", decay="ratio"),
 }
 _MATRIX = ("muon", "normuon", "marsm", "teon", "dion")
+# Matrix methods of the package that embeddings and heads may have as well.
+PRECONDITIONED = ("soap", "splus", "shampoo")
 _SAM = re.compile(r"(?:^|[a-z_])(?:g|a|f|w|esam|look)?sam$", re.IGNORECASE)
 
 # How long a matrix update is, in the package's words, by what other libraries call it.
@@ -143,6 +147,8 @@ def method_of(optimizer: Any, group: Mapping[str, Any]) -> Method:
     """
     inner = unwrap(optimizer)
     names = [cls.__name__.lower().replace("_", "") for cls in type(inner).__mro__[:-1]]
+    if names[0] in PRECONDITIONED and type(inner).__module__.startswith("lit_opt."):
+        return Method(name=names[0], kind="matrix", decay="decoupled")
     if any(word in names[0] for word in _MATRIX):
         registry_name = getattr(inner, "name", None)
         name = registry_name if isinstance(registry_name, str) else "muon"

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt.optim import get_row
@@ -29,6 +29,9 @@ class Share:
     (torch.distributed.fsdp.fully_shard). FSDP1 and ZeRO cut flat tensors. ZeRO's shares are those of arXiv:1910.02054,
     sections 3 and 5.
 
+    How tensor parallelism cuts a layer is the user's `parallelize_module`. Assumed is the usual plan: every weight with
+    two or more dimensions is cut evenly, by rows or by columns, and vectors are whole.
+
     Args:
         placement: Devices, strategy, precision.
 
@@ -39,7 +42,8 @@ class Share:
 
     def __init__(self, placement: Placement) -> None:
         self.kind = placement.kind
-        self.processes = placement.devices
+        self.processes = placement.devices // placement.tensor_parallel
+        self.tensor_parallel = placement.tensor_parallel
         self.precision = placement.precision
         self.state_on_host = placement.offload != ""
         self.weights_on_host = placement.offload == "all"
@@ -56,23 +60,33 @@ class Share:
     def numbers(self, shape: Iterable[int], kinds: tuple[str, ...]) -> int:
         """Of one tensor on the process that holds most, where these kinds cut it."""
         shape = tuple(shape)
-        whole = math.prod(shape)
+        parts = self.tensor_parallel if len(shape) > 1 else 1
+        whole = math.ceil(math.prod(shape) / parts)
         if self.kind not in kinds or self.processes == 1:
             return whole
         if self.kind == "fsdp2":
-            return math.ceil(shape[0] / self.processes) * math.prod(shape[1:]) if shape else whole
+            return math.ceil(math.ceil(shape[0] / self.processes) * math.prod(shape[1:]) / parts) if shape else whole
         return math.ceil(whole / self.processes)  # flat shards: a number more or less for each tensor
 
     def of(self, tensors: Iterable[tuple[Tensor, torch.dtype]], kinds: tuple[str, ...]) -> int:
         """Bytes of tensors of their shape, in the given dtypes."""
         return sum(self.numbers(tensor.shape, kinds) * dtype.itemsize for tensor, dtype in tensors)
 
+    def gradients(self, module: nn.Module, trained: Iterable[tuple[Tensor, torch.dtype]]) -> int:
+        """Bytes of the gradients; under tensor parallelism those of embedding tables are whole (torch 2.15)."""
+        if self.tensor_parallel == 1:
+            return self.of(trained, SHARDS_GRADIENTS)
+        uncut = Share(Placement(kind=self.kind, devices=self.processes, precision=self.precision))
+        tables = {id(part.weight) for part in module.modules() if isinstance(part, nn.Embedding)}
+        return sum((uncut if id(p) in tables else self).of([(p, dtype)], SHARDS_GRADIENTS) for p, dtype in trained)
+
     def words(self, kinds: tuple[str, ...]) -> str:
         """How it is cut, for the table."""
+        parts = f", 1/{self.tensor_parallel} of each matrix" if self.tensor_parallel > 1 else ""
         if self.kind not in kinds or self.processes == 1:
-            return ""
+            return parts
         cut = "rows" if self.kind == "fsdp2" else "numbers"
-        return f", 1/{self.processes} of the {cut}"
+        return f"{parts}, 1/{self.processes} of the {cut}"
 
 
 def method_row(optimizer: Optimizer) -> OptimizerRow:
@@ -110,6 +124,8 @@ def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) ->
                 options = options | {"columns": columns_of(param)}
             for buffer in law(tuple(param.shape), options):
                 dtype = getattr(torch, buffer.dtype) if buffer.dtype else own
+                if buffer.precise:
+                    dtype = torch.promote_types(dtype, torch.float32)
                 whole = buffer.numbers
                 if buffer.sharded and share.kind == "fsdp2":
                     rows = share.numbers(param.shape, SHARDS_STATE)

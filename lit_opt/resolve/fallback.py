@@ -23,8 +23,8 @@ def resolve_fallback(
 ) -> tuple[dict[str, Any], dict[str, Provenance]]:
     """lr, betas, eps and weight_decay, and their provenance; nothing where the optimizer is no matrix method.
 
-    In AdamW's units (scale match_rms_adamw) rate and decay are those of the matrices. In Muon's they are numbers of
-    their own, since 0.02 would be far too much for AdamW.
+    In AdamW's units (scale match_rms_adamw, or a method that takes AdamW's rates) rate and decay are those of the
+    matrices. In Muon's they are numbers of their own, since 0.02 would be far too much for AdamW.
 
     Args:
         spec: The recipe. Its fallback belongs to its own optimizer.
@@ -32,7 +32,7 @@ def resolve_fallback(
         o: Overrides that are not None, already checked.
         lr: Peak rate of the matrices.
         weight_decay: Of the matrices.
-        hyperparameters: Of the matrices; "scale" says the units.
+        hyperparameters: Of the matrices; "scale" says the units, where they have one.
 
     Example:
         >>> from lit_opt.recipes import get_recipe

@@ -74,7 +74,8 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     yield from _algorithm_problems(name, row, o.get("groups", ()))
     if row is not None and row.matrix:
         yield from _fallback_problems(o.get("fallback", {}))
-        yield from unit_problems(spec, row, o)
+        if "scale" in row.hyperparameters:
+            yield from unit_problems(spec, row, o)
     elif "fallback" in o:
         yield (
             f"fallback: {name} is no matrix optimizer and leaves nothing to AdamW. "

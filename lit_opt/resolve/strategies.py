@@ -142,8 +142,9 @@ def shard_problems(row: OptimizerRow, where: str) -> list[str]:
     if not where:
         return []
     if row.matrix:
+        does = "orthogonalises" if "orthogonalize" in row.hyperparameters else "works on"
         return [
-            f"optimizer: {row.name} orthogonalises whole matrices, and this strategy makes them {where}, in "
+            f"optimizer: {row.name} {does} whole matrices, and this strategy makes them {where}, in "
             f"which rows and columns are lost. {use}"
         ]
     if row.of_whole:

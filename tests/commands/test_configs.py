@@ -128,7 +128,7 @@ def watched(monkeypatch):
 _SLOW = (
     *("llm/muon_rms", "llm/normuon", "cnn/muon", "vit/muon", "large_batch/lamb", "large_batch/control"),
     *("llm/finetune", "vit/finetune", "diffusion/finetune", "cnn/adamw", "vit/lamb", "vit/sam"),
-    *("llm/adafactor", "llm/adamw_8bit", "diffusion/adafactor", "diffusion/adamw_8bit"),
+    *("llm/adafactor", "llm/adamw_8bit", "diffusion/adafactor", "diffusion/adamw_8bit", "llm/shampoo", "llm/splus"),
 )
 
 

@@ -23,11 +23,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from lit_opt.errors import RecipeError
-from lit_opt.optim import build, get_row
+from lit_opt.optim import build, get_row, list_optimizers
+from tests import tables
 from tests.rows import HERE
+from tests.tables import capability
 
 # A rate that trains the small problems below. What is not listed gets the last entry.
 LR = {
+    "splus": 0.2,
     "lars": 5.0,
     "lamb": 0.02,
     "sgd": 0.05,
@@ -44,9 +47,31 @@ DEFAULT_LR = 0.02
 # Keywords without a default. 1-bit Adam is here in its warm-up, where it does not compress: what it does from
 # freeze_step on depends on the number of processes by design, see tests/optim/test_onebit_adam.py.
 KEYWORDS: dict[str, dict[str, Any]] = {"onebit_adam": {"freeze_step": 1000}}
+# SOAP's first step makes its statistics alone, as in the official code.
+IDLE_STEPS = {"soap": 1}
 # They need layers with their inputs, or whole tensors, and say so on shards; 8 bits are torchao's there, see tests/rows.py.
 REFUSED_ON_SHARDS = {"kfac", "natural_gradient", "onebit_adam"}
 NOT_ON_SHARDS = {*REFUSED_ON_SHARDS, "adamw_8bit"}
+
+# Their rows say it: L2, or a decay that the trust ratio, the momentum or the preconditioner sees.
+DECAY_IN_THE_STEP = {
+    *(
+        "adadelta",
+        "adagrad",
+        "adam",
+        "amsgrad",
+        "asam",
+        "kfac",
+        "lamb",
+        "lars",
+        "lookahead",
+        "nesterov",
+        "rmsprop",
+        "sam",
+    ),
+    "sgd",
+}
+FORMS = ("fused", "foreach")
 
 every_optimizer = pytest.mark.parametrize("name", HERE)
 
@@ -136,6 +161,7 @@ def largest_difference(a: list[Tensor], b: list[Tensor]) -> float:
     return max((left - right).abs().max().item() for left, right in zip(a, b, strict=True))
 
 
+@capability("learns")
 @every_optimizer
 def test_descends_on_a_quadratic(name: str):
     torch.manual_seed(0)
@@ -156,7 +182,14 @@ def test_descends_on_a_quadratic(name: str):
 
 
 @every_optimizer
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [
+        pytest.param(torch.float32, marks=capability("learns")),
+        pytest.param(torch.bfloat16, marks=capability("bf16")),
+    ],
+    ids=str,
+)
 def test_descends_on_a_network(name: str, dtype: torch.dtype):
     module = network(dtype)
     optimizer = build_for(name, module)
@@ -166,6 +199,7 @@ def test_descends_on_a_network(name: str, dtype: torch.dtype):
     assert all(p.dtype == dtype and torch.isfinite(p).all() for p in module.parameters())
 
 
+@capability("closure")
 @every_optimizer
 def test_closure_is_called_and_its_loss_returned(name: str):
     module = network()
@@ -175,6 +209,7 @@ def test_closure_is_called_and_its_loss_returned(name: str):
     assert float(optimizer.step(closure_of(module, optimizer, x, y))) == pytest.approx(expected)  # type: ignore[arg-type]
 
 
+@capability("resume")
 @every_optimizer
 def test_state_dict_resumes_bit_for_bit(name: str):
     def setup() -> tuple[nn.Module, Optimizer, LambdaLR]:
@@ -205,6 +240,7 @@ def test_state_dict_resumes_bit_for_bit(name: str):
 
 
 # bitsandbytes' classes lose their attributes in copies and pickles; a state_dict keeps everything.
+@capability("copies")
 @pytest.mark.parametrize("name", [name for name in HERE if name != "adamw_8bit"])
 @pytest.mark.parametrize(
     "copy_of", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
@@ -223,6 +259,7 @@ def test_copies_continue_bit_for_bit(name: str, copy_of: Callable[[Any], Any]):
     assert [g["algorithm"] for g in other_optimizer.param_groups] == [name, name]
 
 
+@capability("groups")
 @every_optimizer
 def test_add_param_group(name: str):
     module = network()
@@ -238,6 +275,7 @@ def test_add_param_group(name: str):
     assert (group["name"], group["algorithm"], group["lr"]) == ("late", name, lr_of(name))
 
 
+@capability("no gradient")
 @every_optimizer
 def test_a_parameter_without_gradient_is_untouched_and_can_join_later(name: str):
     module = network()
@@ -260,6 +298,7 @@ def step_as_it_is(optimizer: Optimizer) -> None:
     optimizer.step(lambda: torch.zeros(()))  # type: ignore[arg-type, return-value]
 
 
+@capability("no gradient")
 @every_optimizer
 def test_a_step_without_any_gradient_changes_nothing(name: str):
     module = network()
@@ -282,6 +321,7 @@ def test_zero_gradients_without_decay_change_nothing(name: str):
     assert_equal(weights_of(module), before)
 
 
+@capability("groups")
 @every_optimizer
 def test_zero_gradients_with_decay_shrink_only_the_decayed_group(name: str):
     module = network()
@@ -289,12 +329,45 @@ def test_zero_gradients_with_decay_shrink_only_the_decayed_group(name: str):
     before = weights_of(module)
     for param in module.parameters():
         param.grad = torch.zeros_like(param)
-    step_as_it_is(optimizer)
+    for _ in range(IDLE_STEPS.get(name, 0) + 1):
+        step_as_it_is(optimizer)
     for param, old in zip(module.parameters(), before, strict=True):
         assert torch.isfinite(param).all()
         assert param.norm() < old.norm() if param.ndim > 1 else torch.equal(param.detach(), old)
 
 
+@capability("groups")
+@every_optimizer
+def test_a_group_has_its_own_rate(name: str):
+    module = network()
+    optimizer = build_for(name, module)
+    optimizer.param_groups[1]["lr"] = 0.0  # as a schedule does; schedule-free methods average, so from the start
+    before = weights_of(module)
+    train(module, optimizer, 2)
+    for param, old in zip(module.parameters(), before, strict=True):
+        assert torch.equal(param.detach(), old) == (param.ndim < 2)
+
+
+@capability("decay")
+@every_optimizer
+def test_decay_is_decoupled_unless_the_row_says_otherwise(name: str, request: pytest.FixtureRequest):
+    """What decay changes in two steps is -2 lr decay w, if neither momentum nor a preconditioner sees it."""
+    moved, lr, decay = [], lr_of(name) / 10, 0.1
+    for each in (0.0, decay):
+        module = network()
+        groups = [{"params": [p]} | ({"weight_decay": each} if p.ndim > 1 else {}) for p in module.parameters()]
+        optimizer = build(name, groups, lr=lr, weight_decay=0.0, **keywords_of(name, module))
+        train(module, optimizer, 2)
+        weight = module.get_parameter("0.weight")
+        # Schedule-free methods step on z, and the weights are between it and its average.
+        moved.append(optimizer.state[weight].get("z", weight).detach())
+    by_decay, start = moved[1] - moved[0], network().get_parameter("0.weight").detach()
+    decoupled = bool((by_decay + 2 * lr * decay * start).norm() < 0.1 * by_decay.norm())
+    assert decoupled != (name in DECAY_IN_THE_STEP), name
+    tables.say(request, "decoupled" if decoupled else "in the step")
+
+
+@capability("gradients kept")
 @every_optimizer
 @pytest.mark.parametrize("weight_decay", [0.0, 0.01])
 def test_gradients_are_not_written_to(name: str, weight_decay: float):
@@ -314,6 +387,7 @@ def test_gradients_are_not_written_to(name: str, weight_decay: float):
         assert_equal([p.grad for p in module.parameters() if p.grad is not None], seen)
 
 
+@capability("accumulation")
 @every_optimizer
 def test_accumulated_gradients_equal_one_batch(name: str):
     results = []
@@ -326,16 +400,19 @@ def test_accumulated_gradients_equal_one_batch(name: str):
     assert largest_difference(*results) < bound(name)
 
 
+@capability("loop")
 @every_optimizer
-def test_the_implementation_that_was_chosen_equals_the_simple_loop(name: str):
+def test_the_implementation_that_was_chosen_equals_the_simple_loop(name: str, request: pytest.FixtureRequest):
     results = []
     for loop in (False, True):
         module = network()
         optimizer = build_for(name, module)
+        if not any(group.get(key) is not False for group in optimizer.param_groups for key in FORMS if key in group):
+            tables.say(request, "one form")
         if get_row(name).fused and not loop:
             assert all(group["fused"] for group in optimizer.param_groups)
         for group in optimizer.param_groups if loop else []:
-            group.update({key: False for key in ("fused", "foreach") if key in group})
+            group.update({key: False for key in FORMS if key in group})
         train(module, optimizer, 10)
         results.append(weights_of(module))
     assert largest_difference(*results) < 1e-12
@@ -379,7 +456,12 @@ def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, list[Tenso
 
 @pytest.mark.parametrize(
     ("how", "name"),
-    [(how, name) for how in ("ddp", "fsdp2") for name in HERE if how == "ddp" or name not in NOT_ON_SHARDS],
+    [
+        pytest.param(how, name, marks=capability({"ddp": "DDP", "fsdp2": "FSDP2"}[how]))
+        for how in ("ddp", "fsdp2")
+        for name in HERE
+        if how == "ddp" or name not in NOT_ON_SHARDS
+    ],
 )
 def test_two_processes_equal_one(how: str, name: str, ranks: list[dict[str, list[Tensor]]]):
     first, second, alone = ranks[0][f"{how}/{name}"], ranks[1][f"{how}/{name}"], ranks[2][f"alone/{name}"]
@@ -397,3 +479,26 @@ def test_shards_are_refused(name: str, tmp_path: Path):
             build_for(name, module)
     finally:
         dist.destroy_process_group()
+
+
+COLUMNS = ("learns", "closure", "resume", "copies", "groups", "decay", "no gradient", "gradients kept", "loop", "bf16", "accumulation", "DDP", "FSDP2")  # fmt: skip
+
+
+def claims() -> dict[tuple[str, str], tuple[str, str]]:
+    """Cells that no test stands for, and why."""
+    whole = "It needs layers with their inputs, or whole tensors: a run on shards is refused, with what to use instead."
+    copies = "bitsandbytes' classes lose their attributes in copies and pickles; a state_dict keeps everything."
+    shards = "On shards it is torchao's, which compiles its step: not run by default (tests/optim/test_low_bit.py)."
+    compiled = "torchao compiles a step for each shape: not run by default; three cases are slow tests (tests/optim/test_low_bit.py)."
+    found = {(name, "FSDP2"): ("no", whole) for name in REFUSED_ON_SHARDS}
+    found |= {("adamw_8bit", "FSDP2"): ("not run", shards), ("adamw_8bit", "copies"): ("no", copies)}
+    return found | {(n, c): ("not run", compiled) for n in list_optimizers() if get_row(n).compiles for c in COLUMNS}
+
+
+def test_the_table_in_the_docs_is_what_was_seen(request: pytest.FixtureRequest):
+    """docs/methods.md beside the registry and the tests above; `make tables` writes it."""
+    facts = {name: (name, get_row(name).provider, get_row(name).extra or "-") for name in list_optimizers()}
+    columns = ("method", "from", "extra", *COLUMNS)
+    page = tables.DOCS / "methods.md"
+    problems = tables.settle(request.config, page, table="methods", facts=facts, columns=columns, claims=claims())
+    assert problems == [], "\n".join(["`make tables` writes docs/methods.md anew.", *problems])

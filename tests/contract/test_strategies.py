@@ -37,14 +37,8 @@ LOOSE, LOOSE_MATRIX, LOSSES = 0.2, 1.0, 0.02
 
 @pytest.fixture(scope="module", params=["some", pytest.param("all", marks=pytest.mark.slow)])
 def folder(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Path:
-    """Runs in 1, 2 and 4 processes: some of them, or all."""
-    folder = tmp_path_factory.mktemp(request.param)
-    for processes in ("1", "2", "4"):
-        where = folder / f"{processes}{'-quick' if request.param == 'some' else ''}"
-        where.mkdir()
-        result = launch("tests.contract.strategy_runs", where)
-        assert result.returncode == 0, result.stderr[-6000:]
-    return folder
+    """Where runs in 1, 2 and 4 processes write what they saw: some of them, or all."""
+    return tmp_path_factory.mktemp(request.param)
 
 
 @pytest.fixture(scope="module")
@@ -59,8 +53,13 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
 
 
 def results(folder: Path, kind: str, precision: str) -> list[dict[str, Any]]:
-    """What each process has seen: recipe -> run."""
-    files = sorted(folder.glob(f"{PROCESSES[kind]}*/{kind}.*.pt"))
+    """What each process has seen: recipe -> run. One launch is for all that takes so many processes."""
+    where = folder / f"{PROCESSES[kind]}{'-quick' if folder.name.startswith('some') else ''}"
+    if not where.exists():
+        where.mkdir()
+        result = launch("tests.contract.strategy_runs", where)
+        assert result.returncode == 0, result.stderr[-6000:]
+    files = sorted(where.glob(f"{kind}.*.pt"))
     assert len(files) == PROCESSES[kind]
     return [torch.load(file, weights_only=False)[precision] for file in files]
 
@@ -140,7 +139,6 @@ def test_ddp_spawn(folder: Path, record: Record) -> None:
         t = trainer(recipe, devices=2, strategy=strategy, max_steps=STEPS, use_distributed_sampler=False)
         t.fit(module, Halves())
         weights = {key: p.detach() for key, p in module.named_parameters() if p.requires_grad}
-        assert t.global_step == STEPS
         start = {key: p.detach() for key, p in Tiny(name).named_parameters()}
         assert distance(weights, start, start) > 0
         if get_recipe(name).optimizer.number != "sam":

@@ -15,7 +15,19 @@ from lit_opt.recipes.schema import Value
 SETTINGS = {"llm", "vlm", "vit", "cnn", "diffusion", "large_batch"}
 # Rows for which no codebase or paper that we read publishes a starting value. The resolver asks for lr= there.
 NONE_PUBLISHED = {
-    *("amsgrad", "teon", "adagrad", "rmsprop", "adadelta", "radam", "nadam", "signum", "adabelief", "adabound"),
+    *(
+        "amsgrad",
+        "teon",
+        "adagrad",
+        "rmsprop",
+        "adadelta",
+        "radam",
+        "nadam",
+        "signum",
+        "adabelief",
+        "adabound",
+        "shampoo",
+    ),
     *("lion", "adafactor", "schedule_free_adamw", "schedule_free_sgd", "kfac", "natural_gradient", "onebit_adam"),
     *("adamw_fp8", "adamw_4bit", "aro"),
 }

@@ -1,5 +1,5 @@
 """Real steps whose memory is measured: in this process, and `python -m tests.preflight.measured FOLDER RANK ...` in
-each of two processes with FSDP2, where each writes FOLDER/RANK.json.
+each of two processes with FSDP2 or tensor parallelism, where each writes FOLDER/RANK.json.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ class Block(nn.Module):
 class Language(nn.Module):
     """An embedding, four blocks and a head; two processes cannot cut its rows evenly."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, width: int = 48, hidden: int = 0, words: int = 101) -> None:
         super().__init__()
-        self.embedding = nn.Embedding(101, width)
-        self.blocks = nn.ModuleList(Block(width, 2 * width + 3) for _ in range(4))
-        self.head = nn.Linear(width, 101, bias=False)
+        self.embedding = nn.Embedding(words, width)
+        self.blocks = nn.ModuleList(Block(width, hidden or 2 * width + 3) for _ in range(4))
+        self.head = nn.Linear(width, words, bias=False)
 
     def forward(self, tokens: Tensor) -> Tensor:
         x = self.embedding(tokens)
@@ -151,6 +151,27 @@ def _with_records(module: nn.Module, optimizer: Any) -> int:
     return most_at_once(optimizer.step, before) + recorded
 
 
+def even(width: int) -> Language:
+    """torch's tensor parallelism multiplies no uneven parts."""
+    return Language(width, 2 * width, 104)
+
+
+def tensor_parallel(width: int) -> nn.Module:
+    """Llama's usual plan on two processes."""
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Replicate
+    from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
+
+    module = even(width)
+    plan: dict[str, Any] = {
+        "embedding": RowwiseParallel(input_layouts=Replicate()),
+        "head": ColwiseParallel(output_layouts=Replicate()),
+        **{f"blocks.{i}.up": ColwiseParallel() for i in range(len(module.blocks))},
+        **{f"blocks.{i}.down": RowwiseParallel() for i in range(len(module.blocks))},
+    }
+    return parallelize_module(module, init_device_mesh("cpu", (2,)), plan)
+
+
 def sharded(width: int) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
@@ -161,8 +182,10 @@ def sharded(width: int) -> nn.Module:
     return module
 
 
-def two_processes(folder: Path, width: int, names: list[str], *, scratch: bool = True) -> list[dict[str, Any]]:
-    """What each of two processes with FSDP2 measured, by optimizer."""
+def two_processes(
+    folder: Path, width: int, names: list[str], *, scratch: bool = True, how: str = "sharded"
+) -> list[dict[str, Any]]:
+    """What each of two processes measured, by optimizer; `how` is "sharded" (FSDP2) or "tensor_parallel"."""
     started = [
         subprocess.Popen(
             [
@@ -173,6 +196,7 @@ def two_processes(folder: Path, width: int, names: list[str], *, scratch: bool =
                 str(rank),
                 str(width),
                 str(scratch),
+                how,
                 *names,
             ],
             cwd=ROOT,
@@ -188,14 +212,16 @@ def two_processes(folder: Path, width: int, names: list[str], *, scratch: bool =
     return [json.loads((folder / f"{rank}.json").read_text()) for rank in (0, 1)]
 
 
-def main(folder: Path, rank: int, width: int, scratch: bool, names: list[str]) -> None:
+def main(folder: Path, rank: int, width: int, scratch: bool, how: str, names: list[str]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     torch.distributed.device_mesh.init_device_mesh("cpu", (2,))
     found: dict[str, Any] = {}
     for name in names:
         try:
-            found[name] = measure(name, sharded(width), scratch=scratch)
+            found[name] = measure(
+                name, {"sharded": sharded, "tensor_parallel": tensor_parallel}[how](width), scratch=scratch
+            )
         except (RuntimeError, NotImplementedError, AttributeError) as error:
             found[name] = {"error": " ".join(f"{type(error).__name__}: {error}".split())[:200]}
     (folder / f"{rank}.json").write_text(json.dumps(found))
@@ -203,4 +229,4 @@ def main(folder: Path, rank: int, width: int, scratch: bool, names: list[str]) -
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True", sys.argv[5:])
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4] == "True", sys.argv[5], sys.argv[6:])

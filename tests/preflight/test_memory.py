@@ -19,6 +19,7 @@ from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.plan import Plan
 from tests.preflight.measured import (
     backward,
+    even,
     held_by,
     left_after,
     measure,
@@ -129,6 +130,47 @@ def test_scratch_of_matrix_methods_under_fsdp2(name: str, sharded: list[dict[str
     # gloo's threads let go of a message some time after it has arrived, so one process may hold a message more.
     found = min(result[name]["scratch"] for result in sharded)
     assert part(plan, "scratch of a step") == pytest.approx(found, rel=0.15)
+
+
+PARALLEL = ["adamw", "lion", "sgd"]
+
+
+@pytest.fixture(scope="module")
+def cut(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    folder = tmp_path_factory.mktemp("tensor_parallel")
+    return two_processes(folder, 48, PARALLEL, scratch=False, how="tensor_parallel")
+
+
+@pytest.mark.parametrize("name", [name for name in PARALLEL if name != "sgd"])
+def test_state_under_tensor_parallelism(name: str, cut: list[dict[str, Any]]) -> None:
+    """Beside a real run with the usual plan, whose column-wise biases are cut as well."""
+    found = [result[name] for result in cut]
+    assert "error" not in found[0], found[0]
+    strategy = {"class_path": "ModelParallelStrategy", "init_args": {"tensor_parallel_size": 2}}
+    plan = recipe(name).plan(even(48), devices=2, strategy=strategy, accelerator="cpu")
+    assert part(plan, "optimizer state") == pytest.approx(max(f["state"] for f in found), rel=0.02)
+    assert plan.memory.held == pytest.approx(max(f["held"] for f in found), rel=0.02)
+    assert "1/2 of each matrix" in next(line.how for line in plan.memory.lines if line.name == "weights")
+    assert "parallelize_module" in plan.text()
+
+
+def test_sgd_keeps_the_whole_momentum_of_an_embedding_under_tensor_parallelism(cut: list[dict[str, Any]]) -> None:
+    """It starts as a copy of the gradient, which RowwiseParallel leaves whole: what the plan says it does not count."""
+    strategy = {"class_path": "ModelParallelStrategy", "init_args": {"tensor_parallel_size": 2}}
+    plan = recipe("sgd").plan(even(48), devices=2, strategy=strategy, accelerator="cpu")
+    half = 4 * even(48).embedding.weight.numel() // 2
+    assert part(plan, "optimizer state") + half == pytest.approx(cut[0]["sgd"]["state"], rel=0.02)
+    assert any("SGD's momentum" in text for text in plan.memory.left_out)
+
+
+def test_tensor_parallelism_beside_fsdp2() -> None:
+    sizes = {"data_parallel_size": 4, "tensor_parallel_size": 2}
+    strategy = {"class_path": "ModelParallelStrategy", "init_args": sizes}
+    module = nn.Sequential(nn.Linear(64, 64, bias=False), nn.LayerNorm(64, bias=False))
+    memory = Recipe("llm").plan(module, devices=8, strategy=strategy).memory
+    assert next(line.bytes for line in memory.lines if line.name == "weights") == 4 * (64 * 64 // 8 + 64 // 4)
+    muon = Recipe("llm/muon").plan(nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)), devices=8, strategy=strategy)
+    assert muon.memory.lines == () and "with AdamW, for the rest" in muon.memory.unknown
 
 
 @pytest.mark.parametrize("view", [False, True])
@@ -354,13 +396,6 @@ def test_uneven_rows_cost_the_larger_share() -> None:
 @pytest.mark.parametrize(
     "where, words",
     [
-        (
-            {
-                "devices": 4,
-                "strategy": {"class_path": "ModelParallelStrategy", "init_args": {"tensor_parallel_size": 4}},
-            },
-            "tensor parallelism",
-        ),
         ({"strategy": {"class_path": "my.Own"}, "devices": 2}, "Own is not known"),
         ({"precision": "transformer-engine"}, "several formats"),
     ],

@@ -309,6 +309,27 @@ EXPECTED |= {
     "diffusion/adafactor": without(EXPECTED["diffusion"], "hyperparameters.betas", "hyperparameters.eps") | ADAFACTOR,
     "diffusion/adamw_8bit": EXPECTED["diffusion"] | {"optimizer": "adamw_8bit"},
 }
+EXPECTED |= {
+    "llm/soap": without(LLM, *BY_SIZE, "hyperparameters.eps")
+    | {
+        **{"optimizer": "soap", "lr.base": 3e-3, "lr.scaling.rule": "none", "lr.scaling.reference_batch": 2**19},
+        **{"weight_decay": 0.01, "hyperparameters.betas": (0.95, 0.95), "hyperparameters.precondition_frequency": 10},
+        **{"fallback.betas": (0.95, 0.95), "fallback.eps": 1e-8},
+    },
+    "llm/shampoo": LLM
+    | {
+        **{"optimizer": "shampoo", "hyperparameters.eps": 1e-12, "hyperparameters.grafting": "adam"},
+        **{"hyperparameters.precondition_frequency": 100, "hyperparameters.max_preconditioner_dim": 8192},
+        **{"fallback.betas": (0.9, 0.95), "fallback.eps": 1e-8},
+    },
+    "llm/splus": without(LLM, *BY_SIZE, "hyperparameters.eps", "decay.final")
+    | {key: number for key, number in MUON.items() if key.startswith("fallback")}
+    | {
+        **{"optimizer": "splus", "lr.base": 0.2, "lr.scaling.rule": "none", "lr.scaling.reference_batch": 2**18},
+        **{"weight_decay": 0.1, "hyperparameters.betas": (0.9, 0.999), "hyperparameters.ema_rate": 0.999},
+        **{"hyperparameters.precondition_frequency": 100, "decay.kind": "constant"},
+    },
+}
 
 # The field guide, section 2.
 GUIDE = {
@@ -341,6 +362,10 @@ GUIDE = {
     "cnn/adamw": {},
     "diffusion/adafactor": {},
     "diffusion/adamw_8bit": {},
+    "llm/soap": {"warmup.length": (0.01, 0.05)},
+    # At AdamW's length: AdamW's ranges.
+    "llm/shampoo": {"lr.base": (1e-4, 6e-4), "weight_decay": (0.01, 0.1), "warmup.length": (0.01, 0.05)},
+    "llm/splus": {"warmup.length": (0.01, 0.05)},
 }
 
 

@@ -1,4 +1,4 @@
-"""Run by test_preemption.py: `python -m tests.survival.preempted FOLDER WHERE`, on a pretended SLURM.
+"""Run by test_preemption.py: `python -m tests.survival.preempted FOLDER`, on a pretended SLURM, a child for each run.
 
 The signals arrive in the fourth step: SIGUSR1, on which Lightning saves and asks for another turn, then SIGTERM. WHERE says
 at which moment: "batch end", "validation" (the averages are in the model), or "inside" (in the middle of a step). The second
@@ -8,12 +8,15 @@ start of the same command goes on from what was saved.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
+from lightning.pytorch import seed_everything
 from lightning.pytorch.callbacks import Callback
 
 from lit_opt import EMASpec, Recipe
@@ -42,16 +45,13 @@ class Preempts(Callback):
         self._strike("inside", trainer.global_step, 4)
 
 
-def main(folder: Path, where: str) -> None:
-    torch.manual_seed(0)
+def fit(folder: Path, where: str) -> None:
+    seed_everything(0)
     recipe = Recipe("llm", lr=1e-2, warmup=3, ema=EMASpec(decay=0.9))
     module = Net(dropout=0.2)
-    preempts = [] if where == "never" else [Preempts(where)]
+    second = any(folder.glob("hpc_ckpt_*.ckpt"))
     more: dict[str, Any] = {"val_check_interval": 4, "check_val_every_n_epoch": None}
-    t = trainer(recipe, *preempts, default_root_dir=folder, max_steps=STEPS, **more)
-    if t.ckpt_path is None and list(folder.glob("hpc_ckpt_*.ckpt")):
-        for callback in preempts:
-            callback.where = "past"
+    t = trainer(recipe, *([] if second else [Preempts(where)]), default_root_dir=folder, max_steps=STEPS, **more)
     try:
         t.fit(module, StatefulLoader(), loader(8))
     finally:
@@ -61,6 +61,36 @@ def main(folder: Path, where: str) -> None:
     t.save_checkpoint(folder / "end.ckpt")
 
 
+def start(folder: Path, where: str) -> None:
+    """One turn of the job, in a process of its own."""
+    (folder / "bin").mkdir(parents=True, exist_ok=True)
+    (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n')
+    (folder / "bin" / "scontrol").chmod(0o755)
+    child = os.fork()
+    if child:
+        os.waitpid(child, 0)
+        return
+    try:
+        log = os.open(folder / "log", os.O_CREAT | os.O_WRONLY | os.O_APPEND)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        if where != "never":
+            os.environ |= {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0",
+                           "SLURM_LOCALID": "0", "SLURM_NODEID": "0", "SLURM_NTASKS_PER_NODE": "1"}  # fmt: skip
+        os.environ["PATH"] = f"{folder / 'bin'}:{os.environ['PATH']}"
+        fit(folder, where)
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(0)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    main(Path(sys.argv[1]), sys.argv[2])
+    start(Path(sys.argv[1]) / "never", "never")
+    for moment in ("batch end", "validation", "inside"):
+        folder = Path(sys.argv[1]) / moment
+        start(folder, moment)
+        for name in ("scontrol", "left", "hpc_ckpt_1.ckpt"):
+            shutil.copy(folder / name, folder / f"first.{name}")
+        start(folder, moment)

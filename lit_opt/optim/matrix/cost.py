@@ -1,4 +1,4 @@
-"""What the orthogonalisation costs beside the model, in operations and in memory, before a step is taken."""
+"""What a matrix method costs beside the model, in operations and in memory, before a step is taken."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from torch.optim import Optimizer
 from lit_opt.optim.matrix.exchange import rounds
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
 from lit_opt.optim.matrix.plan import Chunk, make_plan
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, capacity
+from lit_opt.optim.matrix.preconditioned_cost import chunk_flops, preconditioned_scratch
 from lit_opt.optim.matrix.sharded import AT_ONCE
 from lit_opt.optim.matrix.sharing import shares
 
 
 def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
-    """Estimated part of a training step's floating-point operations that goes into orthogonalisation.
+    """Estimated part of a training step's floating-point operations that goes into `work_of` the optimizer.
 
     A model takes about 6 operations for each parameter and token (or image patch) of a step. The estimate is of
     operations by the standard iteration, not of time: a small batch on a fast GPU feels it more.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon.
+        optimizer: Of a registry row with `matrix`.
         tokens: Tokens of all processes in one optimizer step. Processes that share the work divide it.
 
     Returns:
@@ -42,7 +44,9 @@ def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
 
 
 def step_flops(optimizer: Optimizer) -> int:
-    """Floating-point operations of the orthogonalisation in one step, over all processes, by the standard iteration.
+    """Floating-point operations of the matrices in one step, over all processes, by the standard iteration.
+
+    Of methods that decompose every few steps, the average.
 
     Example:
         >>> import torch
@@ -50,7 +54,24 @@ def step_flops(optimizer: Optimizer) -> int:
         >>> step_flops(Muon([torch.nn.Parameter(torch.zeros(768, 3072))], lr=0.02))
         40768634880
     """
+    if isinstance(optimizer, PreconditionedOptimizer):
+        return sum(chunk_flops(optimizer, chunk) for chunk in planned(optimizer))
     return sum(chunk.flops for chunk in planned(optimizer))
+
+
+def work_of(optimizer: Optimizer) -> str:
+    """What a matrix method does beside element-wise work, in words.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import Soap
+        >>> work_of(Soap([torch.nn.Parameter(torch.zeros(4, 4))]))
+        'statistics, products and decompositions'
+    """
+    if isinstance(optimizer, PreconditionedOptimizer):
+        return "statistics, products and decompositions"
+    orthogonalises = optimizer.stages.orthogonalises  # type: ignore[attr-defined]
+    return "orthogonalisation" if orthogonalises else "rotations"
 
 
 def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded: int = 1) -> int:
@@ -62,7 +83,7 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
     batch, and the results of the last one (lit_opt.optim.matrix.exchange).
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
+        optimizer: Of a registry row with `matrix`; its parameters may be on the meta device.
         cuda: The run is on CUDA devices that multiply bfloat16.
         sharing: Processes of a data-parallel run that share the work.
         sharded: Processes among which FSDP2 shards the weights.
@@ -74,11 +95,12 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
         >>> scratch_bytes(muon, cuda=True), scratch_bytes(muon, cuda=True, sharded=8)
         (66060288, 8257536)
     """
+    if isinstance(optimizer, PreconditionedOptimizer):
+        return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
     chunks = planned(optimizer, sharing=sharing, sharded=sharded)
-    if max(sharing, sharded) > 1:
-        return max(
-            _divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(max(sharing, sharded))
-        )
+    processes = max(sharing, sharded)
+    if processes > 1:
+        return max(_divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(processes))
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     most = before = 0
     for chunk in chunks:
@@ -199,13 +221,14 @@ def _compute_width(chunk: Chunk, cuda: bool) -> int:
     return compute_dtype(options["orthogonalize"], options["ns_dtype"], chunk.dtype, device, side).itemsize
 
 
-def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1) -> list[Chunk]:
+def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: bool = True) -> list[Chunk]:
     """The plan of a step in which every parameter has a gradient.
 
     Args:
         optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
         sharing: Processes of a data-parallel run that share the work.
         sharded: Processes among which FSDP2 shards the weights.
+        cuda: As in `scratch_bytes`; what fits into a chunk of SOAP and its kind depends on it.
 
     Example:
         >>> import torch
@@ -222,4 +245,10 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1) -> list
         [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
         for group in groups
     ]
-    return make_plan(groups, matrices, optimizer.stages.shared, sharing=sharing, sharded=sharded)  # type: ignore[attr-defined]
+    shared = optimizer.stages.shared  # type: ignore[attr-defined]
+    if not isinstance(optimizer, PreconditionedOptimizer):
+        return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded)
+    device = torch.device("cuda" if cuda else "cpu")
+    return make_plan(
+        groups, matrices, shared, capacity=lambda rows, cols, dtype, _: capacity(rows, cols, dtype, device)
+    )

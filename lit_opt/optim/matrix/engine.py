@@ -23,7 +23,7 @@ from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_,
 from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
+from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan, matrices_and_rest
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_divided
@@ -52,6 +52,8 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
+    # DTensors are gathered whole in every process, not assembled by owners.
+    whole_everywhere: ClassVar[bool] = False
     _group: Any = None
     _processes: int = 1
 
@@ -121,6 +123,10 @@ class MatrixOptimizer(Optimizer):
         for group, params in zip(self.param_groups, rest, strict=True):
             if params:
                 self._step_rest(group, params)
+        self._step_matrices(chunks)
+        return loss
+
+    def _step_matrices(self, chunks: list[Chunk]) -> None:
         step_divided(self, self._routes or ())
         mixes: Mixes = {}
         for index, chunk in enumerate(chunks):
@@ -128,7 +134,6 @@ class MatrixOptimizer(Optimizer):
             update = self._conditioned(index, chunk, batch)
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
-        return loss
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
@@ -167,31 +172,26 @@ class MatrixOptimizer(Optimizer):
     def _planned(self, active: list[list[Tensor]]) -> tuple[list[Chunk], list[list[Tensor]]]:
         """The chunks, and each group's parameters for AdamW, made anew only where gradients or options changed."""
         agreed = self.stages.shared
-        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack")
+        layout = ("algorithm", "layout", "split_sizes", "num_heads", "stack", "block_size")
         key = (
             [[id(param) for param in params] for params in active],
             [str([group.get(option) for option in (*agreed, *layout)]) for group in self.param_groups],
         )
         if self._plan is None or key != self._plan_key:
-            takes = [self._takes(group) for group in self.param_groups]
-            matrices = [
-                [p for p in params if _is_matrix(p) and took] for took, params in zip(takes, active, strict=True)
-            ]
-            rest = [
-                [p for p in params if p.numel() and not (_is_matrix(p) and took)]
-                for took, params in zip(takes, active, strict=True)
-            ]
-            chunks = make_plan(self.param_groups, matrices, agreed, sharing=self._processes)
-            divided = [self._processes > 1 or chunk.mesh is not None for chunk in chunks]
-            plain, self._divided = (
-                [c for c, on in zip(chunks, divided, strict=True) if on == to] for to in (False, True)
-            )
-            self._plan, self._plan_key, self._meshes = (plain, rest), key, meshes_of(self.param_groups)
+            matrices, rest = matrices_and_rest([self._takes(group) for group in self.param_groups], active)
+            chunks = self._chunks(matrices, agreed)
+            here = [self.whole_everywhere or (self._processes == 1 and chunk.mesh is None) for chunk in chunks]
+            whole, self._divided = ([c for c, on in zip(chunks, here, strict=True) if on == to] for to in (True, False))
+            self._plan, self._plan_key, self._meshes = (whole, rest), key, meshes_of(self.param_groups)
+            self._said = [chunk for chunk in chunks if chunk.mesh is not None]
             self._routes = None
-        agree(self._meshes, self._divided, self.param_groups)
+        agree(self._meshes, self._said, self.param_groups)
         if self._routes is None:
             self._routes = make_routes(self._divided, self.param_groups, self._group)
         return self._plan
+
+    def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
+        return make_plan(self.param_groups, matrices, agreed, sharing=self._processes)
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
         """Write (1 - w) C + w M of all slots into one batch."""
@@ -258,7 +258,7 @@ class MatrixOptimizer(Optimizer):
             torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
         for index, params in chunk.opens:
             # As late as this, since a CPU has the weights in its cache then for the update.
-            decay_(params, self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"])
+            decay_(params, self._decay_rate(index, chunk.shape[1:]))
         if chunk.plain:
             parts = update.unbind()
             for index, params in chunk.opens:
@@ -269,6 +269,9 @@ class MatrixOptimizer(Optimizer):
             part, factor = place(update, slot), self._factor(slot.group, slot.shape, chunk.kernel)
             target = matrices_of(slot.param, slot, self.param_groups[slot.group])
             add_([target], [part.reshape(target.shape)], factor)
+
+    def _decay_rate(self, index: int, shape: Sequence[int]) -> Any:
+        return self.param_groups[index]["lr"] * self.param_groups[index]["weight_decay"]
 
     def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         """What an update of that shape (rows, cols) is multiplied by; a 0-D tensor where lr is one.
@@ -286,7 +289,3 @@ class MatrixOptimizer(Optimizer):
             total = sum(view.size(0) * view.size(1) for view in blocks(shapes, self.param_groups[slot.group]))
             state["second_moment"] = torch.zeros(total, 1, dtype=slot.param.dtype, device=local(slot.param).device)
         return state["second_moment"][slot.rows].view(-1, slot.shape[0], 1)
-
-
-def _is_matrix(param: Tensor) -> bool:
-    return param.ndim > 1 and param.numel() > 0

@@ -12,6 +12,7 @@ from lit_opt.optim.matrix.coefficients import check_preset
 from lit_opt.optim.matrix.layout import check_layout
 from lit_opt.optim.matrix.scale import UNITS
 from lit_opt.optim.registry import get_row
+from lit_opt.optim.schema import OptimizerRow
 
 # What KellerJordan/Muon's README and the recipe llm/muon give to the tensors beside the matrices.
 FALLBACK = {"lr": 3e-4, "betas": (0.9, 0.95), "eps": 1e-8}
@@ -76,14 +77,14 @@ def complete_group(group: dict[str, Any], given: set[str], defaults: Mapping[str
     # A group of vectors with its own learning rate means AdamW's. A rate of 0 has no ratio.
     alone = (vectors_alone and "lr" in given) or group["lr"] == 0
     group["fallback_lr_ratio"] = 1.0 if alone else lr / group["lr"]
-    return _check(group, get_row(method).choices, where)
+    return _check(group, get_row(method), where)
 
 
-def _check(group: Mapping[str, Any], choices: Mapping[str, tuple[str, ...]], where: str) -> list[str]:
+def _check(group: Mapping[str, Any], row: OptimizerRow, where: str) -> list[str]:
     problems = [
         f"{where}{key}: {group[key]!r} is unknown.{nearest(group[key], words)} Known: {', '.join(words)}."
-        for key, words in choices.items()
-        if key in group and group[key] not in words
+        for key, words in row.choices.items()
+        if group.get(key, row.hyperparameters[key]) not in (*words, row.hyperparameters[key])
     ]
     if not problems and "orthogonalize" in group:
         problems += check_preset(group["orthogonalize"], group["ns_steps"], group["ns_dtype"], where=where)

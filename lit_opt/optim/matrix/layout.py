@@ -40,7 +40,8 @@ def blocks(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
     Args:
         tensor: A parameter, or a tensor of its shape.
         group: May have "layout", "split_sizes" (rows of each part of a fused weight, such as Q, K and V) or
-            "num_heads" (equal row blocks).
+            "num_heads" (equal row blocks), and "block_size": no block has more outputs, or more inputs (whole kernels
+            of input channels), than that.
 
     Example:
         >>> import torch
@@ -50,7 +51,19 @@ def blocks(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
         [(2, 4, 5)]
         >>> [tuple(view.shape) for view in blocks(torch.ones(5, 8), {"layout": "transposed"})]
         [(1, 8, 5)]
+        >>> [tuple(view.shape) for view in blocks(torch.ones(8, 5), {"block_size": 5})]
+        [(1, 5, 5), (1, 3, 5)]
     """
+    views = _views(tensor, group)
+    size = group.get("block_size")
+    if not size or all(max(shape_of(view)[1:]) <= size for view in views):
+        return views
+    channels = [max(1, size // math.prod(view.shape[3:])) for view in views]
+    pairs = zip(views, channels, strict=True)
+    return [part for view, inner in pairs for rows in view.split(size, dim=1) for part in rows.split(inner, dim=2)]
+
+
+def _views(tensor: Tensor, group: Mapping[str, Any]) -> list[Tensor]:
     layout = layout_of(group, tensor)
     if layout == "experts":
         return [tensor]

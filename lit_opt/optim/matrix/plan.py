@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -104,6 +104,8 @@ def make_plan(
     *,
     sharing: int = 1,
     sharded: int = 1,
+    apart: Callable[[Tensor], Any] | None = None,
+    capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -113,6 +115,8 @@ def make_plan(
         shared: Group options that all matrices of a chunk must agree in.
         sharing: Processes of a data-parallel run that divide the matrices: each has one of a chunk at least.
         sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
+        apart: Parameters with another value of it are in other chunks.
+        capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -134,16 +138,42 @@ def make_plan(
                 options = [group[key] for key in shared]
                 kernel = math.prod(members[0].shape[2:]) if layout_of(group, members[0]).startswith("conv") else 1
                 mesh = members[0].device_mesh if is_sharded(members[0]) else None  # type: ignore[attr-defined]
-                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, *options)].append(piece)
+                mark = apart(members[0]) if apart is not None else None
+                buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, mark, *options)].append(piece)
     chunks = []
-    for (rows, cols, kernel, dtype, device, mesh, *options), pieces in buckets.items():
-        fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
+    for (rows, cols, kernel, dtype, device, mesh, _, *options), pieces in buckets.items():
+        most = (capacity or _capacity)(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size())
+        fits = max(sharing, most)
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
             chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
     return _mark_first(_mark_last(chunks))
+
+
+def matrices_and_rest(
+    takes: Sequence[bool], active: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Each group's matrices, and each group's other parameters; empty ones are in neither.
+
+    Args:
+        takes: Whether the method takes the matrices of a group.
+        active: Each group's parameters.
+
+    Example:
+        >>> import torch
+        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
+        >>> matrices, rest = matrices_and_rest([True], [[matrix, vector]])
+        >>> matrices[0][0] is matrix, rest[0][0] is vector
+        (True, True)
+    """
+    matrices, rest = [], []
+    for took, params in zip(takes, active, strict=True):
+        least = 2 if took else math.inf
+        matrices.append([param for param in params if param.numel() and param.ndim >= least])
+        rest.append([param for param in params if param.numel() and param.ndim < least])
+    return matrices, rest
 
 
 def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
@@ -173,11 +203,11 @@ def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Ten
 
 def _pieces(members: list[Tensor], group: Mapping[str, Any], index: int) -> list[_Piece]:
     pieces, first_row = [], 0
-    split = group.get("split_sizes") or group.get("num_heads")
-    as_it_is = layout_of(group, members[0]) in ("matrix", "conv")
-    plain = len(members) == 1 and not split and as_it_is and not is_sharded(members[0])
     # Shapes alone: looking at the parts of sharded tensors would make processes talk.
-    for block, view in enumerate(blocks(torch.empty(members[0].shape, device="meta"), group)):
+    views = blocks(torch.empty(members[0].shape, device="meta"), group)
+    as_it_is = layout_of(group, members[0]) in ("matrix", "conv") and len(views) == 1 and not group.get("num_heads")
+    plain = len(members) == 1 and as_it_is and not is_sharded(members[0])
+    for block, view in enumerate(views):
         count, rows, cols = shape_of(view)
         used = slice(first_row, first_row + count * rows)
         first_row = used.stop

@@ -171,7 +171,7 @@ def _take(
     """Scale, decay and apply what came back of each matrix."""
     chunk = route.chunk
     for index, params in chunk.opens:
-        decay_(params, optimizer.param_groups[index]["lr"] * optimizer.param_groups[index]["weight_decay"])
+        decay_(params, optimizer._decay_rate(index, chunk.shape[1:]))
     if moments is not None:
         own = [optimizer._kept(chunk, slot) for slot in chunk.slots]
         torch._foreach_copy_(
@@ -185,7 +185,7 @@ def _take(
             target = local(slot.param)
         else:
             if slot.param not in wholes:
-                wholes[slot.param] = result.new_zeros(slot.param.shape)
+                wholes[slot.param] = torch.zeros(slot.param.shape, dtype=chunk.dtype, device=result.device)
             target = wholes[slot.param]
         targets, updates = alike.setdefault((slot.group, slot.shape), ([], []))
         targets.append(target if part.held is None else target[part.held])

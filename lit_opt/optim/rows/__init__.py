@@ -11,6 +11,7 @@ from lit_opt.optim.rows import (
     low_bit,
     matrix,
     onebit,
+    preconditioned,
     wrappers,
 )
 from lit_opt.optim.schema import OptimizerRow
@@ -21,6 +22,7 @@ ROWS: tuple[OptimizerRow, ...] = (
     *large_batch.ROWS,
     *matrix.ROWS,
     *conditioning.ROWS,
+    *preconditioned.ROWS,
     *low_bit.ROWS,
     *curvature.ROWS,
     *onebit.ROWS,

@@ -83,7 +83,7 @@ def _unused(e: Evidence) -> Iterator[Finding]:
 
 def _missing(e: Evidence) -> Iterator[Finding]:
     """Diffusion without averages."""
-    if e.averages or any("schedule_free" in group.method.name for group in e.groups):
+    if e.averages or any("schedule_free" in group.method.name or group.method.name == "splus" for group in e.groups):
         return
     spec = e.spec.ema
     yield Finding(

@@ -9,6 +9,7 @@ from lit_opt.optim.matrix.scale import FORMULAS, HIGHEST_ADAMW, LOWEST_MUON, UNI
 from lit_opt.param_groups.snapshot import ParamInfo
 from lit_opt.preflight.evidence import Evidence, Group
 from lit_opt.preflight.finding import Check, Finding, some, tensors
+from lit_opt.preflight.methods import PRECONDITIONED
 
 # A recipe refuses below LOWEST_MUON. torch.optim.Muon's own default lies just there, 1e-3 with scale 'original'.
 _LEAST_OF_MUON = 2 * LOWEST_MUON
@@ -108,7 +109,7 @@ def _on_ends(e: Evidence) -> Iterator[Finding]:
     """Embeddings, heads and adapters under a matrix method."""
     found: dict[str, list[ParamInfo]] = {}
     for group in e.groups:
-        if group.method.kind != "matrix":
+        if group.method.kind != "matrix" or group.method.name in PRECONDITIONED:
             continue
         for info in group.members:
             kind = _end(info)

@@ -255,7 +255,7 @@ def _no_schedule(e: Evidence) -> Iterator[Finding]:
 
 
 def _needs_no_schedule(name: str) -> bool:
-    return "schedule_free" in name or name in ("prodigy", "dadaptadam", "radam")
+    return "schedule_free" in name or name in ("prodigy", "dadaptadam", "radam", "splus")
 
 
 def _known(e: Evidence) -> Iterator[Curve]:

@@ -23,6 +23,11 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "mars_m": ("mars_m", {"lr": 1e-3}),
     "mars_m_efficient": ("mars_m", {"lr": 1e-3, "variant": "efficient"}),
     "teon": ("teon", {"lr": 0.02}),
+    "scion": ("scion", {"lr": 0.01, "scale": 2.0}),
+    "aro": ("aro", {"lr": 1e-3}),
+    "soap": ("soap", {"lr": 1e-3, "precondition_frequency": 3}),
+    "splus": ("splus", {"lr": 0.01, "precondition_frequency": 3}),
+    "shampoo": ("shampoo", {"lr": 1e-3, "precondition_frequency": 3}),
 }
 # Name -> shape, options of its group. Rows that 4 does not divide, one row, fewer rows than processes, fused and stacked
 # weights of every layout.

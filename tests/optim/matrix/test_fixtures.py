@@ -153,9 +153,9 @@ def distances(file: str, case: str, params: dict[str, Parameter], optimizer: Opt
 
             before = now
         optimizer.step(closure)
-        for key, value in recorded.get(str(step + 1), {}).items():
-            expected = torch.tensor(value, dtype=dtype).view_as(params[key])
-            far[key] = max(far[key], (params[key].detach() - expected).abs().max().item())
+        for key, param in params.items() if str(step + 1) in recorded else ():
+            expected = torch.tensor(recorded[str(step + 1)][key], dtype=dtype).view_as(param)
+            far[key] = max(far[key], (param.detach() - expected).abs().max().item())
     return far
 
 

@@ -1,6 +1,7 @@
 """One, two and four processes with the same gradients take the same steps, sharing the work or not."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from lit_opt.optim import build
 from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.sharing import shares
 
-METHODS = ("muon", "normuon", "mars_m", "teon")
+METHODS = ("muon", "normuon", "mars_m", "teon", "soap", "splus", "shampoo")
 SHAPES = ((8, 5), (8, 5), (5, 8), (6, 6), (6, 6), (6, 6), (9, 4, 2, 2), (7,), (4, 20))
 STEPS = 50
 
@@ -23,7 +24,8 @@ def train(name: str, dtype: torch.dtype, share: bool) -> list[Tensor]:
     generator = torch.Generator().manual_seed(0)
     params = [Parameter(torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)) for shape in SHAPES]
     params[3].requires_grad_(False)
-    keywords = {"stack": params[:2]} if name == "teon" else {}
+    special: dict[str, dict[str, Any]] = {"teon": {"stack": params[:2]}, "shampoo": {"precondition_frequency": 7}}
+    keywords = special.get(name, {})
     optimizer = build(name, params, lr=0.02, **keywords)
     if share:
         optimizer.share_work()  # type: ignore[attr-defined]
