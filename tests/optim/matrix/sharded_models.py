@@ -79,7 +79,7 @@ class Weights(nn.Module):
             setattr(self, name, Parameter(value, requires_grad=name != "frozen"))
 
 
-def cut(module: Weights, how: str) -> Weights:
+def cut(module: Any, how: str) -> Any:
     """Shard it: "fsdp", "hsdp", "tp", "fsdp+tp", "twice" (one dimension cut by both of the mesh, the slower way), or
     "stage" (a mesh of some of the processes, as a stage of a pipeline has it)."""
     if how == "fsdp":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,10 @@ def save(module: Weights, optimizer: Any, path: Path) -> None:
 
 
 def load(module: Weights, optimizer: Any, path: Path) -> None:
-    state = {"model": get_model_state_dict(module), "optimizer": get_optimizer_state_dict(module, optimizer)}
+    state: dict[str, Any] = {
+        "model": get_model_state_dict(module),
+        "optimizer": get_optimizer_state_dict(module, optimizer),
+    }
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(module, state["model"])
     set_optimizer_state_dict(module, optimizer, state["optimizer"])
@@ -110,7 +114,7 @@ def traffic(method: str, how: str) -> dict[str, int]:
     rank, others = dist.get_rank(), dist.get_world_size() - 1
     all_to_all, gather, precondition = exchange.all_to_all, exchange.all_gather, optimizer._precondition
 
-    def counting(out: torch.Tensor, sent: list[int], received: list[int], group: Any) -> Any:
+    def counting(out: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Any:
         assert sum(sent) == out.numel()
         found["sent"] += (sum(sent) - sent[rank]) * out.element_size()
         found["received"] += (sum(received) - received[rank]) * out.element_size()
