@@ -123,6 +123,9 @@ def seen(folder: Path, layout: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_two_processes(layout: str, form: str, launched: Path, alone: list[torch.Tensor]) -> None:
     for found in seen(launched, layout):
+        if (layout, form) == ("fsdp2", "compiled_whole"):
+            assert "compiled model is incompatible with the current strategy" in found[form]["error"]  # Lightning says so
+            continue
         assert "error" not in found[form], found[form]["error"]
         check_placed(form, found[form]["placed"])
         if form in SAME:

@@ -38,9 +38,9 @@ SOME = ["diffusion", "large_batch/lars", "llm/adafactor", "llm/lora", "llm/muon"
 
 def quick(kind: str, precision: str) -> list[str]:
     """What is run in the default tests."""
-    if kind == "single" or (precision == "32-true" and kind not in ("hsdp", "ddp_spawn")):
+    if kind == "single" or (precision == "32-true" and kind != "hsdp"):
         return list_recipes()
-    return SOME if precision == "32-true" and kind != "ddp_spawn" else ["diffusion", "llm/muon"]
+    return SOME if precision == "32-true" else ["diffusion", "llm/muon"]
 
 
 def rank() -> int:
