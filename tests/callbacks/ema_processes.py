@@ -18,8 +18,8 @@ from torch import Tensor, nn
 
 from lit_opt import EMA, PostHocEMA
 from lit_opt.averaging import reconstruct
-from lit_opt.averaging.posthoc import power_gamma
 from lit_opt.averaging.flat import flat_parts
+from lit_opt.averaging.posthoc import power_gamma
 from lit_opt.averaging.shards import clean_name, gathered, reshard
 from tests.callbacks.ema_lib import SAFE, Net, loader, read, same
 from tests.callbacks.ema_lib import averages as averages_of
@@ -110,7 +110,7 @@ def module() -> Two:
 def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     strategy: Any = "ddp"
     if KIND.startswith("fsdp1"):
-        state = "sharded" if KIND == "fsdp1_sharded" else "full"
+        state: Any = "sharded" if KIND == "fsdp1_sharded" else "full"
         strategy = FSDPStrategy(auto_wrap_policy={nn.Linear}, use_orig_params=True, state_dict_type=state)
     elif KIND != "ddp":
         strategy = ModelParallelStrategy(

@@ -29,7 +29,7 @@ def strategy_of(layout: str, form: str) -> Any:
         return DDPStrategy(process_group_backend="gloo")
     if layout == "fsdp1":
         # A wrapper inside a compiled part is more than torch.compile can trace, with or without a recipe.
-        policy = None if form == "compiled" else {nn.Linear}
+        policy: Any = None if form == "compiled" else {nn.Linear}
         return FSDPStrategy(auto_wrap_policy=policy, use_orig_params=True)
     return ModelParallelStrategy(data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False)
 
@@ -41,6 +41,7 @@ def fit(module: Any, recipe: Recipe, layout: str, form: str = "plain") -> dict[s
     if layout == "fsdp1":
         from torch.distributed.fsdp import FullyShardedDataParallel
 
+        assert t.strategy.model is not None
         with FullyShardedDataParallel.summon_full_params(t.strategy.model, writeback=False):
             weights = [p.detach().clone() for p in module.parameters()]
     else:
@@ -51,7 +52,9 @@ def fit(module: Any, recipe: Recipe, layout: str, form: str = "plain") -> dict[s
 def by_value(layout: str) -> dict[str, Any]:
     """Plain SGD and a limit for each entry that most gradients exceed: what was clipped can be seen in the weights."""
     clip = ClipSpec(limit=1e-3, kind="value")
-    return fit(module_of("plain", layout), Recipe("cnn", lr=0.1, momentum=0.0, warmup=0, clip=clip, batch_size=8), layout)
+    return fit(
+        module_of("plain", layout), Recipe("cnn", lr=0.1, momentum=0.0, warmup=0, clip=clip, batch_size=8), layout
+    )
 
 
 def nameless() -> str:

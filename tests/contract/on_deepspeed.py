@@ -15,6 +15,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 import lightning
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from lightning.pytorch.strategies import deepspeed as theirs
 
@@ -37,6 +38,7 @@ STAGES = (1, 2)
 def _on_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(DeepSpeedStrategy, "setup_environment", DDPStrategy.setup_environment)
     monkeypatch.setattr(theirs, "_validate_device_index_selection", lambda devices: None)
+    monkeypatch.setattr(DeepSpeedStrategy, "root_device", property(lambda self: torch.device("cpu", 0)))
 
 
 @pytest.fixture(scope="module")
@@ -49,10 +51,22 @@ def record(request: pytest.FixtureRequest) -> Iterator[Record]:
         (ROOT / "docs" / "strategies.md").write_text(strategies_markdown())
 
 
-def fit(name: str, stage: int = 0, **kwargs: Any) -> tuple[Tiny, Recipe, Any]:
+class Watch(Callback):
+    """Norms before clipping."""
+
+    def __init__(self) -> None:
+        self.norms: list[float] = []
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        session = next(c for c in trainer.callbacks if isinstance(c, Recipe))._session
+        assert session is not None
+        self.norms.append(float(session.norm))
+
+
+def fit(name: str, stage: int = 0, *callbacks: Any, **kwargs: Any) -> tuple[Tiny, Recipe, Any]:
     module, recipe = Tiny(name), Recipe(name, batch_size=BATCH, **kwargs)
     strategy = DeepSpeedStrategy(stage=stage, process_group_backend="gloo") if stage else "auto"
-    t = trainer(recipe, max_steps=STEPS, strategy=strategy)
+    t = trainer(recipe, *callbacks, max_steps=STEPS, strategy=strategy)
     t.fit(module, Share(0, 1))
     return module, recipe, t
 
@@ -68,22 +82,28 @@ def test_every_recipe_is_as_on_one_device(stage: int, record: Record) -> None:
                 fit(name, stage)
             assert all(reason in str(error.value) for reason in expected), name
             continue
-        if not planned.optimizer == "adamw_8bit":
+        if planned.optimizer != "adamw_8bit":
             module, recipe, t = fit(name, stage)
             alone, other, _ = fit(name)
             start = {key: p.detach() for key, p in Tiny(name).named_parameters()}
-            weights, wanted = ({k: p.detach() for k, p in m.named_parameters() if p.requires_grad} for m in (module, alone))
+            weights, wanted = (
+                {k: p.detach() for k, p in m.named_parameters() if p.requires_grad} for m in (module, alone)
+            )
             assert recipe.run is not None and other.run is not None and t.global_step == STEPS
             assert recipe.run.group_names == other.run.group_names
             assert distance(weights, wanted, start) < 1e-4, name
             passed.append(name)
     record.note(f"zero{stage}", "32-true", passed)
-    assert set(passed) == set(recorded(f"zero{stage}", "32-true", record)), "run `make test-deepspeed TABLES=--write-tables`"
+    assert set(passed) == set(recorded(f"zero{stage}", "32-true", record)), (
+        "run `make test-deepspeed TABLES=--write-tables`"
+    )
 
 
 def test_it_clips_by_its_own_configuration() -> None:
-    module, _, t = fit("llm", 1, clip=0.05)
-    alone, _, _ = fit("llm", clip=0.05)
+    ours, theirs = Watch(), Watch()
+    module, _, t = fit("llm", 1, ours, clip=0.05)
+    alone, _, _ = fit("llm", 0, theirs, clip=0.05)
+    assert min(theirs.norms) > 0.05 and ours.norms == pytest.approx(theirs.norms, rel=1e-5)
     assert t.strategy.config["gradient_clipping"] == 0.05
     start = {key: p.detach() for key, p in Tiny("llm").named_parameters()}
     ends = [{k: p.detach() for k, p in m.named_parameters()} for m in (module, alone)]
