@@ -31,7 +31,7 @@ from lit_opt.optim import build
 from lit_opt.optim.matrix.orthogonalize import orthogonalize_
 
 RESULT = Path(__file__).parent / "results" / "sharded_step.md"
-ROUNDS = 15
+ROUNDS = 9
 OURS = "lit_opt"
 TORCHS = "torch.optim.Muon"
 GATHERED = "gathering all"

@@ -260,7 +260,8 @@ def _scratch(optimizer: Optimizer, share: Share, cuda: bool) -> int:
         batches = scratch_bytes(
             getattr(optimizer, "base", optimizer),
             cuda=cuda,
-            processes=share.processes if share.kind == "fsdp2" else 1,
+            sharing=share.processes if share.kind == "ddp" else 1,
+            sharded=share.processes if share.kind == "fsdp2" else 1,
         )
     sizes = [share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in stepped]
     use = row.scratch or Scratch()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch.optim import Optimizer
@@ -12,6 +13,7 @@ from lit_opt.optim.matrix.orthogonalize import compute_dtype
 from lit_opt.optim.matrix.plan import Chunk, make_plan
 from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, capacity
 from lit_opt.optim.matrix.preconditioned_cost import chunk_flops, preconditioned_scratch
+from lit_opt.optim.matrix.sharded import AT_ONCE
 from lit_opt.optim.matrix.sharing import shares
 
 
@@ -72,32 +74,35 @@ def work_of(optimizer: Optimizer) -> str:
     return "orthogonalisation" if orthogonalises else "rotations"
 
 
-def scratch_bytes(optimizer: Optimizer, *, cuda: bool, processes: int = 1) -> int:
+def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded: int = 1) -> int:
     """Largest memory that the matrices of a step take at once in one process, beside gradients and state.
 
     A batch is held as it was gathered; the iteration keeps its start, the last and the next iterate, and two products
-    on the small side (four on the Gram path); the update of the batch before is still there. Under FSDP2 a process has
-    the batch of the matrices that it owns, beside it what it sends and receives of the next batch, and the results of
-    the last one (lit_opt.optim.matrix.exchange).
+    on the small side (four on the Gram path); the update of the batch before is still there. Of several processes that
+    divide the work each has the batch of the matrices that it owns, beside it what it sends and receives of the next
+    batch, and the results of the last one (lit_opt.optim.matrix.exchange).
 
     Args:
         optimizer: Of a registry row with `matrix`; its parameters may be on the meta device.
         cuda: The run is on CUDA devices that multiply bfloat16.
-        processes: Among which FSDP2 shards the weights.
+        sharing: Processes of a data-parallel run that share the work.
+        sharded: Processes among which FSDP2 shards the weights.
 
     Example:
         >>> import torch
         >>> from lit_opt.optim import Muon
         >>> muon = Muon([torch.nn.Parameter(torch.zeros(768, 768)) for _ in range(8)], lr=0.02)
-        >>> scratch_bytes(muon, cuda=True), scratch_bytes(muon, cuda=True, processes=8)
+        >>> scratch_bytes(muon, cuda=True), scratch_bytes(muon, cuda=True, sharded=8)
         (66060288, 8257536)
     """
     if isinstance(optimizer, PreconditionedOptimizer):
-        return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=processes > 1)
-    chunks = planned(optimizer, processes)
+        return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
+    chunks = planned(optimizer, sharing=sharing, sharded=sharded)
+    if max(sharing, sharded) > 1:
+        return max(
+            _divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(max(sharing, sharded))
+        )
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
-    if processes > 1:
-        return _sharded_scratch(chunks, processes, normalises, cuda)
     most = before = 0
     for chunk in chunks:
         most = max(most, _at_work(chunk, chunk.shape[0], normalises, cuda) + before)
@@ -125,35 +130,57 @@ def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
     return gathered + max(at_once * iterates, cast, normalising)
 
 
-def _sharded_scratch(chunks: list[Chunk], processes: int, normalises: bool, cuda: bool) -> int:
-    """The most of any process under FSDP2, going through the rounds as `lit_opt.optim.matrix.exchange` does."""
-    widths = [chunk.dtype.itemsize if normalises else _compute_width(chunk, cuda) for chunk in chunks]
+def _divided_scratch(optimizer: Any, chunks: list[Chunk], rank: int, sharing: int, sharded: int, cuda: bool) -> int:
+    """Of one process, going through the rounds as `lit_opt.optim.matrix.exchange` does."""
+    processes, everywhere = max(sharing, sharded), sharing > 1
+    normalises = optimizer.stages.normalise is not None
+    widths = [result_width(optimizer, chunk, cuda, normalised=True) for chunk in chunks]
     kinds = [((chunk.dtype, width), chunk.bytes // processes) for chunk, width in zip(chunks, widths, strict=True)]
-    together, owned = rounds(kinds), shares(chunks, processes)
+    counts = [[part.stop - part.start for part in parts] for parts in shares(chunks, processes)]
+    # Bytes for each round: what this process holds of the parts, owns, and sends and receives of results.
+    held, own, results, arrived, at_work, updates = [], [], [], [], [], []
+    for some in rounds(kinds):
+        batches = [counts[i][rank] * chunks[i].bytes // chunks[i].shape[0] for i in some]
+        computing = [_at_work(chunks[i], counts[i][rank], normalises, cuda) for i in some]
+        sizes = {i: widths[i] * math.prod(chunks[i].shape[1:]) for i in some}
+        beside = {i: widths[i] * optimizer._beside(chunks[i]) for i in some}
+        numbers = {i: math.prod(chunks[i].shape) if everywhere else _held(chunks[i], rank, processes) for i in some}
+        own.append(sum(batches))
+        at_work.append(own[-1] + max(c - b for c, b in zip(computing, batches, strict=True)))
+        updates.append(sum(counts[i][rank] * sizes[i] for i in some))
+        held.append(own[-1] if everywhere else sum(numbers[i] * chunks[i].dtype.itemsize for i in some))
+        moments = sum(chunks[i].shape[0] * beside[i] for i in some)
+        # In the weights' precision, a few at a time.
+        precise = max(
+            numbers[i] * chunks[i].dtype.itemsize * min(AT_ONCE, chunks[i].shape[0]) // chunks[i].shape[0]
+            if widths[i] != chunks[i].dtype.itemsize
+            else 0
+            for i in some
+        )
+        if everywhere:
+            most = max(sum(counts[i][r] * (sizes[i] + beside[i]) for i in some) for r in range(processes))
+            # gloo receives into a tensor of its own.
+            results.append((1 + processes * (1 if cuda else 2)) * most)
+            arrived.append(processes * most + precise)
+        else:
+            received = sum(numbers[i] * widths[i] for i in some) + moments
+            sent = updates[-1] + processes * sum(counts[i][rank] * beside[i] for i in some)
+            results.append(sent + received)
+            arrived.append(received + precise)
+    # What was put together is what will be sent; DDP's parts are there already.
+    parts = [h + (0 if everywhere else o) for h, o in zip(held, own, strict=True)] + [0]
     most = 0
-    for rank in range(processes):
-        steps = [
-            [(chunks[i], widths[i], owned[i][rank].stop - owned[i][rank].start) for i in some] for some in together
-        ]
-        held = [sum(_held(chunk, rank, processes) * chunk.dtype.itemsize for chunk, _, _ in some) for some in steps]
-        own = [sum(count * chunk.bytes // chunk.shape[0] for chunk, _, count in some) for some in steps]
-        results = [sum(_results(*job, rank, processes, normalises) for job in some) for some in steps]
-        for i, some in enumerate(steps):
-            ahead = held[i + 1] + own[i + 1] if i + 1 < len(steps) else 0
-            behind = results[i - 1] if i else 0
-            computing = [
-                _at_work(chunk, count, normalises, cuda) - count * chunk.bytes // chunk.shape[0]
-                for chunk, _, count in some
-            ]
-            updates = sum(count * math.prod(chunk.shape[1:]) * width for chunk, width, count in some)
-            # Beside the momentum that is mixed: what is sent, and what arrives.
-            sending = 2 * held[i] + own[i] + (held[i - 1] + own[i - 1] if i else 0) + (results[i - 2] if i > 1 else 0)
-            most = max(most, sending, ahead + behind + max(own[i] + max(own[i], *computing), updates + results[i]))
+    for i in range(len(held)):
+        behind = results[i - 1] if i else 0
+        sending = held[i] + parts[i] + (parts[i - 1] if i else 0) + (results[i - 2] if i > 1 else 0)
+        working = behind + max(2 * own[i], at_work[i], updates[i] + results[i])
+        taking = results[i] + (arrived[i - 1] if i else 0)
+        most = max(most, sending, parts[i + 1] + max(working, taking), arrived[i])
     return most
 
 
 def _held(chunk: Chunk, rank: int, processes: int) -> int:
-    """Numbers of a chunk that a process holds."""
+    """Numbers of a chunk that a process holds under FSDP2."""
     numbers = 0
     for slot in chunk.slots:
         rows = slot.param.shape[0]
@@ -161,12 +188,6 @@ def _held(chunk: Chunk, rank: int, processes: int) -> int:
         own = max(0, min(each, rows - rank * each))
         numbers += (slot.place.stop - slot.place.start) * math.prod(slot.shape) * own // rows
     return numbers
-
-
-def _results(chunk: Chunk, width: int, count: int, rank: int, processes: int, normalises: bool) -> int:
-    """Bytes of results that a process sends and receives."""
-    moments = (count * processes + chunk.shape[0]) * chunk.shape[1] if normalises else 0
-    return (count * math.prod(chunk.shape[1:]) + _held(chunk, rank, processes) + moments) * width
 
 
 def result_width(optimizer: Optimizer, chunk: Chunk, cuda: bool, *, normalised: bool) -> int:
@@ -201,12 +222,13 @@ def _compute_width(chunk: Chunk, cuda: bool) -> int:
     return compute_dtype(options["orthogonalize"], options["ns_dtype"], chunk.dtype, device, side).itemsize
 
 
-def planned(optimizer: Optimizer, processes: int = 1, *, cuda: bool = True) -> list[Chunk]:
+def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: bool = True) -> list[Chunk]:
     """The plan of a step in which every parameter has a gradient.
 
     Args:
         optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
-        processes: Among which FSDP2 shards the weights.
+        sharing: Processes of a data-parallel run that share the work.
+        sharded: Processes among which FSDP2 shards the weights.
         cuda: As in `scratch_bytes`; what fits into a chunk of SOAP and its kind depends on it.
 
     Example:
@@ -226,7 +248,7 @@ def planned(optimizer: Optimizer, processes: int = 1, *, cuda: bool = True) -> l
     ]
     shared = optimizer.stages.shared  # type: ignore[attr-defined]
     if not isinstance(optimizer, PreconditionedOptimizer):
-        return make_plan(groups, matrices, shared, processes)
+        return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded)
     device = torch.device("cuda" if cuda else "cpu")
     return make_plan(
         groups, matrices, shared, capacity=lambda rows, cols, dtype, _: capacity(rows, cols, dtype, device)

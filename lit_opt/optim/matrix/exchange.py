@@ -28,7 +28,8 @@ class Job:
     Args:
         route: Who owns what, and which numbers go where.
         groups: The optimizer's groups, for the layouts.
-        give: Returns what this process holds of the matrices, one tensor for each slot of the chunk.
+        give: Returns what this process holds of the matrices, one tensor for each slot of the chunk; None for slots of
+            which it gives nothing.
         compute: (whole matrices (count, rows, cols)) -> results of the same shape in `dtype`, and what goes to every
             process beside them, (count, `beside`) in `dtype`, or None. Called where this process owns any.
         take: (results, one for each part of `route.take` in order; what was beside them, (all of the chunk, `beside`),
@@ -60,7 +61,7 @@ class Job:
 
     route: Route
     groups: Sequence[Mapping[str, Any]]
-    give: Callable[[], list[Tensor]]
+    give: Callable[[], Sequence[Tensor | None]]
     compute: Callable[[Tensor], tuple[Tensor, Tensor | None]]
     take: Callable[[list[Tensor], Tensor | None], None]
     dtype: torch.dtype
@@ -69,14 +70,19 @@ class Job:
 
 @dataclass
 class _Message:
-    """An all-to-all under way for some jobs. Both buffers have to live until it has ended, and no longer."""
+    """A collective under way for some jobs. Both buffers have to live until it has ended, and no longer.
+
+    `padding` numbers follow what arrived from each process.
+    """
 
     jobs: list[Job]
     buffers: list[Tensor]
     work: Any
+    padding: list[int]
 
     def wait(self) -> Tensor:
-        self.work.wait()
+        if self.work is not None:
+            self.work.wait()
         arrived = self.buffers[1]
         # The work would keep them as well.
         self.buffers, self.work = [], None
@@ -142,6 +148,31 @@ def all_to_all(out: Tensor, sent: Sequence[int], received: Sequence[int], group:
     return arriving, work
 
 
+def all_gather(out: Tensor, group: Any) -> tuple[Tensor, Any]:
+    """Start to give numbers to every process.
+
+    Args:
+        out: (numbers,), as many in each process.
+        group: Process group.
+
+    Returns:
+        As `all_to_all`: those of the first process first.
+
+    Example:
+        >>> import torch, torch.distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> arriving, work = all_gather(torch.ones(2), dist.group.WORLD)
+        >>> arriving if work.wait() else None
+        tensor([1., 1.])
+        >>> dist.destroy_process_group()
+    """
+    arriving = out.new_empty(out.numel() * torch.distributed.get_world_size(group))
+    work = torch.distributed.all_gather_into_tensor(
+        arriving.view(torch.uint8), out.view(torch.uint8), group=group, async_op=True
+    )
+    return arriving, work
+
+
 def rounds(sizes: Sequence[tuple[Any, int]]) -> list[list[int]]:
     """Which chunks travel together: neighbours of one kind, as many as fill a message.
 
@@ -169,7 +200,7 @@ def rounds(sizes: Sequence[tuple[Any, int]]) -> list[list[int]]:
 
 def _size(job: Job) -> tuple[Any, int]:
     chunk, group = job.route.chunk, job.route.group
-    return (id(group), chunk.dtype, job.dtype), chunk.bytes // len(job.route.ranges)
+    return (id(group), chunk.mesh, chunk.dtype, job.dtype), chunk.bytes // len(job.route.ranges)
 
 
 def _send_parts(jobs: list[Job]) -> _Message:
@@ -177,14 +208,17 @@ def _send_parts(jobs: list[Job]) -> _Message:
     routes, dtype = [job.route for job in jobs], jobs[0].route.chunk.dtype
     held = [job.give() for job in jobs]
     parts = [
-        _part(tensors[part.slot], part.held)
+        _part(tensors[part.slot], part.held)  # type: ignore[arg-type]
         for owner in _everyone(jobs)
         for route, tensors in zip(routes, held, strict=True)
         for part in route.give[owner]
     ]
     sent = [sum(part.numbers for route in routes for part in route.give[owner]) for owner in _everyone(jobs)]
     received = [sum(run.numbers for route in routes for run in route.assemble[other]) for other in _everyone(jobs)]
-    return _message(jobs, parts, dtype, sent, received)
+    out = _packed(jobs, parts, dtype, sum(sent))
+    # Each has everything already.
+    moving = (out, None) if routes[0].everywhere else all_to_all(out, sent, received, routes[0].group)
+    return _Message(jobs, [out, moving[0]], moving[1], [0] * len(sent))
 
 
 def _send_results(message: _Message) -> _Message:
@@ -195,19 +229,28 @@ def _send_results(message: _Message) -> _Message:
     # Popped, so that none outlives its results.
     results = [job.compute(batch) if (batch := batches.pop()).size(0) else None for job in jobs]
     del batch
+    everywhere, rank, group = routes[0].everywhere, routes[0].rank, routes[0].group
+    receivers = [rank] if everywhere else _everyone(jobs)
     pieces: list[Tensor] = []
-    for other in _everyone(jobs):
+    for other in receivers:
         for job, result in zip(jobs, results, strict=True):
             if result is not None:
                 pieces += [run.of(result[0], job.groups) for run in job.route.scatter[other]]
                 pieces += [] if result[1] is None else [result[1]]
     beside = sum(job.beside * job.route.count for job in jobs)
-    sent = [beside + sum(run.numbers for route in routes for run in route.scatter[other]) for other in _everyone(jobs)]
+    sent = [beside + sum(run.numbers for route in routes for run in route.scatter[other]) for other in receivers]
     received = [
         sum(job.beside * job.route.counts[owner] + sum(part.numbers for part in job.route.take[owner]) for job in jobs)
         for owner in _everyone(jobs)
     ]
-    return _message(jobs, pieces, jobs[0].dtype, sent, received)
+    if everywhere:
+        most = max(received)
+        out = _packed(jobs, pieces, jobs[0].dtype, most)
+        arriving, work = all_gather(out, group)
+        return _Message(jobs, [out, arriving], work, [most - number for number in received])
+    out = _packed(jobs, pieces, jobs[0].dtype, sum(sent))
+    arriving, work = all_to_all(out, sent, received, group)
+    return _Message(jobs, [out, arriving], work, [0] * len(received))
 
 
 def _assembled(jobs: list[Job], arrived: Tensor) -> list[Tensor]:
@@ -226,16 +269,17 @@ def _assembled(jobs: list[Job], arrived: Tensor) -> list[Tensor]:
 
 def _take(message: _Message) -> None:
     """Hand out what came back."""
-    jobs, arrived = message.jobs, message.wait().to(message.jobs[0].route.chunk.dtype)
+    jobs, arrived = message.jobs, message.wait()
     results: list[list[Tensor]] = [[] for _ in jobs]
     beside: list[list[Tensor]] = [[] for _ in jobs]
     # Shape, and where it goes.
-    expected = []
-    for owner in _everyone(jobs):
+    expected: list[tuple[tuple[int, ...], list[Tensor]]] = []
+    for owner, padding in enumerate(message.padding):
         for index, job in enumerate(jobs):
             expected += [(part.shape, results[index]) for part in job.route.take[owner]]
             if job.beside:
                 expected.append(((job.route.counts[owner], job.beside), beside[index]))
+        expected.append(((padding,), []))
     pieces = arrived.split([math.prod(shape) for shape, _ in expected])
     for (shape, target), piece in zip(expected, pieces, strict=True):
         target.append(piece.view(shape))
@@ -243,14 +287,15 @@ def _take(message: _Message) -> None:
         job.take(whole, torch.cat(numbers) if numbers else None)
 
 
-def _message(
-    jobs: list[Job], pieces: list[Tensor], dtype: torch.dtype, sent: Sequence[int], received: Sequence[int]
-) -> _Message:
-    out = torch.empty(sum(sent), dtype=dtype, device=jobs[0].route.chunk.slots[0].param.device)
-    for piece, place in zip(pieces, out.split([piece.numel() for piece in pieces]), strict=True):
-        place.view(piece.shape).copy_(piece)
-    arriving, work = all_to_all(out, sent, received, jobs[0].route.group)
-    return _Message(jobs, [out, arriving], work)
+def _packed(jobs: list[Job], pieces: list[Tensor], dtype: torch.dtype, size: int) -> Tensor:
+    """The pieces one after another; what is beyond them is padding."""
+    out = torch.empty(size, dtype=dtype, device=jobs[0].route.chunk.slots[0].param.device)
+    first = 0
+    for piece in pieces:
+        out[first : first + piece.numel()].view(piece.shape).copy_(piece)
+        first += piece.numel()
+    out[first:].zero_()
+    return out
 
 
 def _everyone(jobs: list[Job]) -> range:

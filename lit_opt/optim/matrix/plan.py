@@ -101,8 +101,9 @@ def make_plan(
     groups: Sequence[Mapping[str, Any]],
     active: Sequence[Sequence[Tensor]],
     shared: Sequence[str],
-    processes: int = 1,
     *,
+    sharing: int = 1,
+    sharded: int = 1,
     apart: Callable[[Tensor], Any] | None = None,
     capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
 ) -> list[Chunk]:
@@ -112,7 +113,8 @@ def make_plan(
         groups: The optimizer's groups.
         active: For each group its matrix parameters with a gradient; empty for groups of another algorithm.
         shared: Group options that all matrices of a chunk must agree in.
-        processes: How many divide the matrices of a chunk; where they are DTensors, those of their mesh do.
+        sharing: Processes of a data-parallel run that divide the matrices: each has one of a chunk at least.
+        sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
         apart: Parameters with another value of it are in other chunks.
         capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
 
@@ -140,7 +142,10 @@ def make_plan(
                 buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, mark, *options)].append(piece)
     chunks = []
     for (rows, cols, kernel, dtype, device, mesh, _, *options), pieces in buckets.items():
-        fits = (capacity or _capacity)(rows, cols, dtype, device) * (processes if mesh is None else mesh.size())
+        if capacity is not None:
+            fits = capacity(rows, cols, dtype, device)
+        else:
+            fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_opt.averaging.shards import is_sharded
 from lit_opt.optim.matrix.boxes import (
     Box,
     boxes_of,
@@ -63,8 +64,8 @@ class Run:
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(4, 3, requires_grad=True)
-        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> [chunk] = planned(Muon([torch.ones(4, 3)]))
         >>> run = Run(slice(0, 2), None, chunk.slots[0], (slice(0, 1), slice(0, 3)), (1, 3))
         >>> run.of(torch.ones(2, 4, 3), [{}]).shape
         torch.Size([2, 1, 3])
@@ -95,7 +96,7 @@ class Route:
 
     Args:
         chunk: The matrices.
-        group: Process group of the parameters' mesh.
+        group: Process group of the parameters' mesh, or of those that share the work.
         ranges: Which matrices each process owns.
         rank: This process's place in the group.
         give: What it sends to each owner.
@@ -105,8 +106,8 @@ class Route:
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(4, 3, requires_grad=True)
-        >>> [chunk] = Muon([weight])._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> [chunk] = planned(Muon([torch.ones(4, 3)]))
         >>> Route(chunk, None, (slice(0, 1), slice(1, 1)), 0, (), (), (), ()).counts
         [1, 0]
     """
@@ -121,6 +122,11 @@ class Route:
     take: tuple[tuple[Part, ...], ...]
 
     @property
+    def everywhere(self) -> bool:
+        """Whether every process holds all of every matrix."""
+        return self.chunk.mesh is None
+
+    @property
     def counts(self) -> list[int]:
         """How many matrices each process owns."""
         return [own.stop - own.start for own in self.ranges]
@@ -131,12 +137,13 @@ class Route:
         return self.counts[self.rank]
 
 
-def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
-    """Routes of chunks of DTensors; every process of their meshes has to call it with the same ones.
+def make_routes(chunks: Sequence[Chunk], groups: Groups, sharing: Any = None) -> list[Route]:
+    """Routes of chunks; every process of their meshes, or of the group, has to call it with the same ones.
 
     Args:
-        chunks: Of DTensors.
+        chunks: Of DTensors; or of plain tensors, the same in all processes of `sharing`.
         groups: The optimizer's groups.
+        sharing: Process group that shares the work on plain tensors; None for all processes.
 
     Example:
         >>> make_routes([], [])
@@ -145,13 +152,13 @@ def make_routes(chunks: Sequence[Chunk], groups: Groups) -> list[Route]:
     by_mesh: dict[Any, list[Chunk]] = {}
     for chunk in chunks:
         by_mesh.setdefault(chunk.mesh, []).append(chunk)
-    ranges = {
-        id(chunk): parts
-        for mesh, ours in by_mesh.items()
-        for chunk, parts in zip(ours, shares(ours, mesh.size()), strict=True)
-    }
+    found: dict[int, Route] = {}
     known: dict[Any, tuple[list[Box], list[set[int]]]] = {}
-    return [_route(chunk, groups, ranges[id(chunk)], known) for chunk in chunks]
+    for mesh, ours in by_mesh.items():
+        group = (sharing or torch.distributed.group.WORLD) if mesh is None else group_of(mesh)
+        for chunk, ranges in zip(ours, shares(ours, torch.distributed.get_world_size(group)), strict=True):
+            found[id(chunk)] = _route(chunk, groups, group, ranges, known)
+    return [found[id(chunk)] for chunk in chunks]
 
 
 def items_of(chunk: Chunk, groups: Groups, own: slice) -> list[tuple[int, int, Box]]:
@@ -164,9 +171,9 @@ def items_of(chunk: Chunk, groups: Groups, own: slice) -> list[tuple[int, int, B
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> weight = torch.ones(6, 4, requires_grad=True)
-        >>> optimizer = Muon([weight], num_heads=2)
-        >>> [chunk] = optimizer._chunks([[weight]])
+        >>> from lit_opt.optim.matrix.cost import planned
+        >>> optimizer = Muon([torch.ones(6, 4)], num_heads=2)
+        >>> [chunk] = planned(optimizer)
         >>> items_of(chunk, optimizer.param_groups, slice(1, 2))
         [(1, 0, ((3, 6), (0, 4)))]
     """
@@ -208,13 +215,11 @@ def group_of(mesh: Any) -> Any:
 _GROUPS: dict[int, tuple[Any, dict[tuple[int, ...], Any]]] = {}
 
 
-def _route(
-    chunk: Chunk, groups: Groups, ranges: list[slice], known: dict[Any, tuple[list[Box], list[set[int]]]]
-) -> Route:
-    group = group_of(chunk.mesh)
+def _route(chunk: Chunk, groups: Groups, group: Any, ranges: list[slice], known: dict[Any, Any]) -> Route:
     # The group's order of processes, as places in the mesh.
-    places = chunk.mesh.mesh.flatten().tolist()
-    order = [places.index(rank) for rank in torch.distributed.get_process_group_ranks(group)]
+    members = torch.distributed.get_process_group_ranks(group)
+    places = members if chunk.mesh is None else chunk.mesh.mesh.flatten().tolist()
+    order = [places.index(member) for member in members]
     processes, rank = len(order), torch.distributed.get_rank(group)
     layouts = [_holders(slot.param, order, known) for slot in chunk.slots]
     items = [items_of(chunk, groups, own) for own in ranges]
@@ -258,11 +263,12 @@ def _route(
 def _holders(param: Any, order: list[int], known: dict[Any, Any]) -> tuple[list[Box], list[set[int]]]:
     """For each process of the group what it holds of a parameter, and who sends to it as an owner.
 
-    What has unknown placements is gathered before (lit_opt.optim.matrix.sharded): all hold all, and none has to send.
+    Plain tensors are whole in all of them. What has unknown placements is gathered before
+    (lit_opt.optim.matrix.sharded): all hold all, and none has to send.
     """
-    key = (tuple(param.shape), param.placements, param.device_mesh)
+    key = (tuple(param.shape), getattr(param, "placements", None), getattr(param, "device_mesh", None))
     if key not in known:
-        boxes = boxes_of(param)
+        boxes = boxes_of(param) if is_sharded(param) else None
         if boxes is None:
             whole = tuple((0, size) for size in param.shape)
             known[key] = [whole] * len(order), [{i} for i in range(len(order))]

@@ -1,7 +1,7 @@
-"""The step of a matrix method on DTensors: FSDP2, HSDP and tensor parallelism.
+"""The step of a matrix method in many processes: DTensors (FSDP2, HSDP, tensor parallelism), and DDP with shared work.
 
 Gradients, momentum and the update of the weights stay where the shards are. Whole matrices exist on their owners alone,
-one chunk at a time.
+one chunk at a time. Under DDP every process has all parts already, and gets the results of all.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from lit_opt.optim.matrix.exchange import Job, exchange
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
 from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.routes import Route, group_of
+
+# Updates that are brought to the weights' precision together.
+AT_ONCE = 8
+# Estimate (None where the buffer alone counts), buffer and the buffer's share.
+Mix = tuple[Any, Tensor, float]
 
 
 def meshes_of(groups: Sequence[Mapping[str, Any]]) -> dict[Any, list[Tensor]]:
@@ -84,8 +89,8 @@ def agree(meshes: Mapping[Any, Sequence[Tensor]], chunks: Sequence[Chunk], group
             raise RecipeError([_difference(has, params, groups, group)])
 
 
-def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
-    """Stages 1 to 5 on DTensors.
+def step_divided(optimizer: Any, routes: Sequence[Route]) -> None:
+    """The stages on matrices that processes divide.
 
     Placements that `lit_opt.optim.matrix.boxes.cuts_of` does not know take a slower way: their (1 - w) C + w M is gathered in every
     process, and the results of their matrices go to every process, which cuts its own part. The work is divided all the same.
@@ -96,16 +101,16 @@ def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
 
     Example:
         >>> from lit_opt.optim import Muon
-        >>> step_sharded(Muon([torch.ones(2, 2)]), [])
+        >>> step_divided(Muon([torch.ones(2, 2)]), [])
     """
-    mixes: dict[Tensor, Tensor] = {}
+    mixes: dict[Tensor, Mix] = {}
     wholes: dict[Tensor, Tensor] = {}
     exchange(
         [
             Job(
                 route=route,
                 groups=optimizer.param_groups,
-                give=partial(_give, optimizer, route.chunk, mixes),
+                give=partial(_give, optimizer, route, mixes),
                 compute=partial(_compute, optimizer, route),
                 take=partial(_take, optimizer, route, wholes),
                 dtype=_result_dtype(route.chunk, optimizer.stages.normalise),
@@ -116,22 +121,41 @@ def step_sharded(optimizer: Any, routes: Sequence[Route]) -> None:
     )
 
 
-def _give(optimizer: Any, chunk: Chunk, mixes: dict[Tensor, Tensor]) -> list[Tensor]:
-    """What this process holds of (1 - w) C + w M, for each slot."""
+def _give(optimizer: Any, route: Route, mixes: dict[Tensor, Mix]) -> list[Tensor | None]:
+    """What this process holds of (1 - w) C + w M, for each slot of which it gives something."""
+    chunk = route.chunk
     for index, params in chunk.opens:
-        for param, mixed in zip(params, _mixed(optimizer, index, params, chunk.dtype), strict=True):
-            mixes[param] = mixed if _is_known(param) else like(mixed, param).full_tensor()  # type: ignore[attr-defined]
-    return [mixes.pop(slot.param) if slot.last else mixes[slot.param] for slot in chunk.slots]
+        estimates, buffers, share = optimizer._open(index, params)
+        for i, (param, buffer) in enumerate(zip(params, locals_of(buffers), strict=True)):
+            mixes[param] = (None if estimates is None else estimates[i], buffer, share)
+        for param in params:
+            if not _is_known(param):
+                _mix([param], mixes, chunk.dtype)
+                mixes[param] = (None, like(mixes[param][1], param).full_tensor(), 1.0)  # type: ignore[attr-defined]
+    given = {part.slot for parts in route.give for part in parts}
+    _mix([slot.param for index, slot in enumerate(chunk.slots) if index in given], mixes, chunk.dtype)
+    held = [mixes[slot.param][1] if index in given else None for index, slot in enumerate(chunk.slots)]
+    for slot in chunk.slots:
+        if slot.last:
+            del mixes[slot.param]
+    return held
 
 
-def _mixed(optimizer: Any, index: int, params: Sequence[Tensor], dtype: torch.dtype) -> list[Tensor]:
-    estimates, buffers, share = optimizer._open(index, params)
-    buffers = locals_of(buffers)
-    if estimates is None:
-        return buffers
-    if buffers[0].dtype == dtype:
-        return list(torch._foreach_lerp(estimates, buffers, share))
-    return [e.to(dtype).lerp_(b.to(dtype), share) for e, b in zip(estimates, buffers, strict=True)]
+def _mix(params: Sequence[Tensor], mixes: dict[Tensor, Mix], dtype: torch.dtype) -> None:
+    """Put (1 - w) C + w M in place of both, where there are both still."""
+    by_share: dict[float, dict[Tensor, None]] = {}
+    for param in params:
+        if mixes[param][0] is not None:
+            by_share.setdefault(mixes[param][2], {})[param] = None
+    for share, alike in by_share.items():
+        estimates: list[Any] = [mixes[param][0] for param in alike]
+        buffers = [mixes[param][1] for param in alike]
+        mixed: Sequence[Tensor]
+        if all(buffer.dtype == dtype for buffer in buffers):
+            mixed = torch._foreach_lerp(estimates, buffers, share)
+        else:
+            mixed = [e.to(dtype).lerp_(b.to(dtype), share) for e, b in zip(estimates, buffers, strict=True)]
+        mixes |= {param: (None, whole, 1.0) for param, whole in zip(alike, mixed, strict=True)}
 
 
 def _compute(optimizer: Any, route: Route, batch: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -169,14 +193,17 @@ def _take(
         targets.append(target if part.held is None else target[part.held])
         updates.append(result)
     for (index, shape), (targets, updates) in alike.items():
-        add_(targets, updates, optimizer._factor(index, shape, chunk.kernel))
+        factor = optimizer._factor(index, shape, chunk.kernel)
+        for first in range(0, len(targets), AT_ONCE):
+            some = slice(first, first + AT_ONCE)
+            add_(targets[some], [update.to(chunk.dtype) for update in updates[some]], factor)
     for slot in chunk.slots:
         if slot.last and slot.param in wholes:
             local(slot.param).add_(own_part(wholes.pop(slot.param), slot.param))
 
 
 def _is_known(param: Any) -> bool:
-    return cuts_of(param.device_mesh.shape, param.placements) is not None
+    return not is_sharded(param) or cuts_of(param.device_mesh.shape, param.placements) is not None
 
 
 def _result_dtype(chunk: Chunk, normalise: Any) -> torch.dtype:

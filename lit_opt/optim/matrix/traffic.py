@@ -5,12 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.boxes import Box, boxes_by, common, sources_by
 from lit_opt.optim.matrix.cost import planned, result_width
+from lit_opt.optim.matrix.exchange import rounds
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
+from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.routes import items_of
 from lit_opt.optim.matrix.sharing import shares
 
@@ -49,15 +52,22 @@ def ddp_traffic(optimizer: Optimizer, processes: int, *, cuda: bool) -> list[Tra
         >>> [(one.sent, one.flops > 0) for one in ddp_traffic(muon, 2, cuda=True)]
         [(1179648, True), (1179648, True)]
     """
-    chunks = planned(optimizer)
-    moved = 0
+    chunks = planned(optimizer, sharing=processes)
+    owned = shares(chunks, processes)
+    widths = [result_width(optimizer, chunk, cuda, normalised=True) for chunk in chunks]
+    kinds = [((c.dtype, width), c.bytes // processes) for c, width in zip(chunks, widths, strict=True)]
     flops = [0] * processes
-    for chunk, parts in zip(chunks, shares(chunks, processes), strict=True):
+    for chunk, parts in zip(chunks, owned, strict=True):
         each = chunk.flops // chunk.shape[0]
-        counts = [part.stop - part.start for part in parts]
+        flops = [done + (part.stop - part.start) * each for done, part in zip(flops, parts, strict=True)]
+    moved = 0
+    for some in rounds(kinds):
+        sizes = [widths[i] * (math.prod(chunks[i].shape[1:]) + _beside(optimizer, chunks[i])) for i in some]
         # Every process sends as much as the one with most.
-        moved += max(counts) * math.prod(chunk.shape[1:]) * result_width(optimizer, chunk, cuda, normalised=False)
-        flops = [done + count * each for done, count in zip(flops, counts, strict=True)]
+        moved += max(
+            sum(size * (owned[i][rank].stop - owned[i][rank].start) for i, size in zip(some, sizes, strict=True))
+            for rank in range(processes)
+        )
     return [Traffic((processes - 1) * moved, (processes - 1) * moved, done) for done in flops]
 
 
@@ -79,11 +89,10 @@ def sharded_traffic(optimizer: Optimizer, mesh_shape: Sequence[int], *, cuda: bo
     processes = math.prod(mesh_shape)
     cuts = [(len(mesh_shape) - 1, 0)]
     groups = optimizer.param_groups
-    beside = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     boxes: dict[tuple[int, ...], list[Box]] = {}
     sources = [sources_by(mesh_shape, cuts, owner) for owner in range(processes)]
     sent, received, flops = ([0] * processes for _ in range(3))
-    chunks = planned(optimizer, processes)
+    chunks = planned(optimizer, sharded=processes)
     for chunk, ranges in zip(chunks, shares(chunks, processes), strict=True):
         width = result_width(optimizer, chunk, cuda, normalised=True)
         for owner, own in enumerate(ranges):
@@ -102,8 +111,12 @@ def sharded_traffic(optimizer: Optimizer, mesh_shape: Sequence[int], *, cuda: bo
                     received[owner] += there
                     sent[owner] += numbers * width
                     received[process] += numbers * width
-            moments = count * chunk.shape[1] * width if beside else 0
+            moments = count * _beside(optimizer, chunk) * width
             for process in range(processes):
                 received[process] += moments if process != owner else 0
             sent[owner] += (processes - 1) * moments
     return [Traffic(*numbers) for numbers in zip(sent, received, flops, strict=True)]
+
+
+def _beside(optimizer: Any, chunk: Chunk) -> int:
+    return int(optimizer._beside(chunk))

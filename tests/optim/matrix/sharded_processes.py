@@ -101,7 +101,7 @@ def traffic(method: str, how: str) -> dict[str, int]:
         optimizer.share_work()
     found = {"sent": 0, "received": 0, "flops": 0}
     rank, others = dist.get_rank(), dist.get_world_size() - 1
-    all_to_all, gather, precondition = exchange.all_to_all, dist.all_gather_into_tensor, optimizer._precondition
+    all_to_all, gather, precondition = exchange.all_to_all, exchange.all_gather, optimizer._precondition
 
     def counting(out: torch.Tensor, sent: list[int], received: list[int], group: Any) -> Any:
         assert sum(sent) == out.numel()
@@ -109,23 +109,23 @@ def traffic(method: str, how: str) -> dict[str, int]:
         found["received"] += (sum(received) - received[rank]) * out.element_size()
         return all_to_all(out, sent, received, group)
 
-    def gathering(gathered: torch.Tensor, part: torch.Tensor, group: Any) -> Any:
+    def gathering(out: torch.Tensor, group: Any) -> Any:
         for way in ("sent", "received"):
-            found[way] += others * part.nbytes
-        return gather(gathered, part, group=group)
+            found[way] += others * out.nbytes
+        return gather(out, group)
 
     def computing(chunk: Any, batch: torch.Tensor) -> Any:
         if batch.any():
             found["flops"] += chunk.flops * batch.size(0) // chunk.shape[0]
         return precondition(chunk, batch)
 
-    exchange.all_to_all, dist.all_gather_into_tensor, optimizer._precondition = counting, gathering, computing
+    exchange.all_to_all, exchange.all_gather, optimizer._precondition = counting, gathering, computing
     try:
         for param in module.parameters():
             param.grad = torch.ones_like(param) if param.requires_grad else None
         optimizer.step()
     finally:
-        exchange.all_to_all, dist.all_gather_into_tensor = all_to_all, gather
+        exchange.all_to_all, exchange.all_gather = all_to_all, gather
     return found
 
 
