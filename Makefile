@@ -3,8 +3,10 @@ VENV ?= .venv
 PYTHON ?= python3
 PY := $(VENV)/bin/python
 OLDEST := .venv-oldest
+XLA := .venv-xla
+DEEPSPEED := .venv-deepspeed
 
-.PHONY: help quickstart check test test-slow test-oldest tables configs benchmarks clean
+.PHONY: help quickstart check test test-slow test-oldest test-xla test-deepspeed tables configs benchmarks clean
 
 help:
 	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
@@ -12,6 +14,8 @@ help:
 	@echo "make check        ruff (lint and format) and mypy"
 	@echo "make test-slow    the longer checks"
 	@echo "make test-oldest  the attachment contract on the oldest supported Lightning and torch"
+	@echo "make test-xla     every recipe on XLA's CPU device, in an environment of its own (torch 2.9)"
+	@echo "make test-deepspeed  recipes under DeepSpeed's ZeRO on one CPU process, in an environment of its own"
 	@echo "make tables       write the tables of docs/ from what the tests see"
 	@echo "make configs      write lit_opt/configs anew from the recipes"
 	@echo "make benchmarks   figures in benchmarks/results; each script there says its own command"
@@ -47,8 +51,29 @@ $(OLDEST)/.installed: pyproject.toml
 test-oldest: $(OLDEST)/.installed
 	OMP_NUM_THREADS=1 $(OLDEST)/bin/python -m pytest tests/contract/test_attachment.py
 
+# torch_xla pins the torch it was built for.
+$(XLA)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(XLA)
+	$(XLA)/bin/python -m pip install --quiet "torch==2.9.*" "torch_xla==2.9.*" "lightning==2.6.*" "pytest>=8" --editable .
+	@touch $@
+
+test-xla: $(XLA)/.installed
+	OMP_NUM_THREADS=1 $(XLA)/bin/python -m pytest tests/contract/on_xla.py $(TABLES)
+
+# DeepSpeed compiles an operation of its own when it starts: a C++ compiler is needed.
+$(DEEPSPEED)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(DEEPSPEED)
+	$(DEEPSPEED)/bin/python -m pip install --quiet --constraint constraints.txt "pytest>=8" setuptools ninja --editable .
+	DS_ACCELERATOR=cpu $(DEEPSPEED)/bin/python -m pip install --quiet --no-build-isolation deepspeed
+	@touch $@
+
+test-deepspeed: $(DEEPSPEED)/.installed
+	PATH="$(CURDIR)/$(DEEPSPEED)/bin:$$PATH" OMP_NUM_THREADS=1 $(DEEPSPEED)/bin/python -m pytest tests/contract/on_deepspeed.py $(TABLES)
+
+# The environments for XLA and DeepSpeed note theirs with `make test-xla TABLES=--write-tables`.
 tables: $(VENV)/.dev
-	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_every_optimizer.py tests/contract/test_strategies.py --write-tables
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_every_optimizer.py --write-tables
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/contract/test_strategies.py -m slow --write-tables
 
 configs: $(VENV)/.workloads
 	$(PY) -m lit_opt.commands.generate_configs
@@ -60,4 +85,4 @@ benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.plan_time
 
 clean:
-	rm -rf $(VENV) $(OLDEST) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(XLA) $(DEEPSPEED) build dist *.egg-info

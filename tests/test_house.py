@@ -48,7 +48,12 @@ ONLY = {
     ("optim", "averaging"): {"lit_opt.averaging.shards"},
     ("param_groups", "optim"): {"lit_opt.optim.registry"},
     ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema", "lit_opt.optim.matrix.scale"},
-    ("resolve", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.check", "lit_opt.optim.matrix.scale"},
+    ("resolve", "optim"): {
+        "lit_opt.optim.registry",
+        "lit_opt.optim.check",
+        "lit_opt.optim.schema",
+        "lit_opt.optim.matrix.scale",
+    },
     ("resolve", "recipes"): {"lit_opt.recipes.schema", "lit_opt.recipes.common"},
 }
 
@@ -223,7 +228,8 @@ PARTS: dict[str, set[str]] = {
 
 def is_a_part(path):
     here = room(module_of(path))
-    return relative(path) == "lit_opt/averaging/shards.py" or (here in PARTS and path.stem not in PARTS[here])
+    shards = {"lit_opt/averaging/shards.py", "lit_opt/averaging/flat.py"}
+    return relative(path) in shards or (here in PARTS and path.stem not in PARTS[here])
 
 
 # One-line predicates, and frozen data whose fields are explained and that an example elsewhere shows.

@@ -46,7 +46,7 @@ class Session:
         self.recipe, self.trainer, self.module = recipe, trainer, module
         self.planned = preview(recipe.spec, recipe.overrides)
         self.clip = self.planned.clip
-        self.norm: Any = None  # of the gradients of this step before they were clipped, 0-D, for OptimizerMonitor
+        self._norm: Any = None
         self.run: Configured | None = None
         self._patches = Patches()
         self._snapshot: ParamSnapshot | None = None
@@ -276,11 +276,17 @@ class Session:
                 "so dropout and other random draws are not those of an uninterrupted run."
             )
 
+    @property
+    def norm(self) -> Any:
+        """Of the gradients of the last step before they were clipped, 0-D; None where it is not known."""
+        engines = getattr(self.trainer.strategy.model, "get_global_grad_norm", None)  # DeepSpeed's
+        return engines() if self.clip is not None and engines is not None else self._norm
+
     def clip_gradients(self, optimizer: Any) -> None:
         """Clip what this optimizer holds."""
         if self.clip is not None:
             parameters = [p for group in optimizer.param_groups for p in group["params"]]
-            self.norm = clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
+            self._norm = clip_gradients(parameters, self.clip, root=fsdp1_root(self.trainer))
 
     def _let_lightning_unscale(self) -> None:
         """A fused step of theirs that unscales by itself would be clipped before it (Lightning#21435)."""

@@ -31,15 +31,10 @@ from lit_opt.preflight.placement import Placement
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import preview
 from lit_opt.resolve.resolved import ResolvedRecipe, RunFacts
+from lit_opt.resolve.strategies import refusals
 
-# Kinds whose optimizer sees flat pieces of weights.
-_FLAT = {
-    "fsdp": "flat shards (FSDP1)",
-    "fsdp_grad_op": "flat shards (FSDP1)",
-    "zero1": "flat shards (ZeRO stage 1)",
-    "zero2": "flat shards (ZeRO stage 2)",
-    "zero3": "flat shards (ZeRO stage 3)",
-}
+# A placement's kind, where the rules of what runs (lit_opt.resolve.strategies) have another word for it.
+_STRATEGY = {"fsdp": "fsdp1", "fsdp_grad_op": "fsdp1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,8 +172,8 @@ def make_plan(
         cuda: The run is on CUDA devices.
 
     Raises:
-        RecipeError: What the run itself would refuse: wrong overrides, nothing to train, a matrix method on flat
-            shards, a warmup longer than the run.
+        RecipeError: What the run itself would refuse: wrong overrides, nothing to train, a recipe that the strategy
+            cannot run, a warmup longer than the run.
 
     Example:
         >>> from lit_opt.recipes import get_recipe
@@ -192,8 +187,11 @@ def make_plan(
         facts or RunFacts(), parameter_count=snapshot.parameter_count, data_parallel_size=placement.data_parallel
     )
     resolved = preview(spec, overrides, known)
-    if placement.kind in _FLAT or is_flattened(module):
-        refuse_shards(resolved, _FLAT.get(placement.kind, "flat shards (FSDP1 or ZeRO)"))
+    problems = refusals(resolved, _STRATEGY.get(placement.kind, placement.kind), placement.precision)
+    if problems:
+        raise RecipeError(problems)
+    if is_flattened(module):
+        refuse_shards(resolved, "flat shards (FSDP1 or ZeRO)")
     groups = group_parameters(snapshot, resolved)
     said = [*notes, *groups.notes, *resolved.notes]
     optimizer = _stand_in(module, resolved, groups, said)

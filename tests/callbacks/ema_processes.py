@@ -49,10 +49,12 @@ class Two(Net):
         self.seen.append(self.net(PROBE))
         if self.fail:
             raise RuntimeError("boom")
-        if self.save_to is not None:
-            self.trainer.save_checkpoint(self.save_to)
 
     test_step = validation_step
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        if self.save_to is not None:  # not in the step: FSDP1 saves nothing inside a forward
+            self.trainer.save_checkpoint(self.save_to)
 
     def configure_optimizers(self) -> Any:
         parameters = [p for p in self.parameters() if p.requires_grad]
@@ -108,7 +110,7 @@ def module() -> Two:
 def trainer(*callbacks: pl.Callback, **options: Any) -> pl.Trainer:
     strategy: Any = "ddp"
     if KIND.startswith("fsdp1"):
-        state = "sharded" if KIND == "fsdp1_sharded" else "full"
+        state: Any = "sharded" if KIND == "fsdp1_sharded" else "full"
         strategy = FSDPStrategy(auto_wrap_policy={nn.Linear}, use_orig_params=True, state_dict_type=state)
     elif KIND != "ddp":
         strategy = ModelParallelStrategy(

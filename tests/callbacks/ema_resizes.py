@@ -72,7 +72,7 @@ def strategy(kind: str, processes: int) -> Any:
             data_parallel_size=processes, tensor_parallel_size=1, save_distributed_checkpoint=kind.endswith("sharded")
         )
     if kind.startswith("fsdp1"):
-        state = "sharded" if kind.endswith("sharded") else "full"
+        state: Any = "sharded" if kind.endswith("sharded") else "full"
         return FSDPStrategy(auto_wrap_policy={nn.Linear}, use_orig_params=True, state_dict_type=state)
     return "ddp" if processes > 1 else "auto"
 

@@ -97,11 +97,12 @@ def test_quantised_weights_are_frozen_and_what_is_beside_them_is_trained() -> No
             layer.weight.requires_grad_(False)
 
     module, recipe = Quantised(), recipe_of("plain")
-    assert module.net[2].weight.dtype == torch.uint8
-    before = module.net[2].weight.detach().clone()
+    layer: Any = module.net[2]
+    assert layer.weight.dtype == torch.uint8
+    before = layer.weight.detach().clone()
     trainer(recipe, max_steps=STEPS).fit(module, Share(0, 1))
     assert placed(recipe) == {name: where for name, where in PLAIN.items() if name != "net.2.weight"}
-    assert torch.equal(module.net[2].weight, before)
+    assert torch.equal(layer.weight, before)
 
 
 # ---- two processes
@@ -123,6 +124,11 @@ def seen(folder: Path, layout: str) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_in_two_processes(layout: str, form: str, launched: Path, alone: list[torch.Tensor]) -> None:
     for found in seen(launched, layout):
+        if (layout, form) == ("fsdp2", "compiled_whole"):
+            assert (
+                "compiled model is incompatible with the current strategy" in found[form]["error"]
+            )  # Lightning says so
+            continue
         assert "error" not in found[form], found[form]["error"]
         check_placed(form, found[form]["placed"])
         if form in SAME:

@@ -130,6 +130,8 @@ def test_what_is_unknown_is_said_and_stays_open() -> None:
         (lambda: Recipe("llm").plan(nn.Linear(2, 2).requires_grad_(False)), "none of the module's 2 parameters"),
         (lambda: Recipe("llm", warmup=50).plan(nn.Linear(2, 2), total_steps=50), "warmup: 50 steps"),
         (lambda: Recipe("llm/muon").plan(network(), devices=8, strategy="fsdp"), "makes them flat shards"),
+        (lambda: Recipe("diffusion").plan(network(), devices=8, strategy="zero3"), "cannot be averaged by name"),
+        (lambda: Recipe("vit/lamb").plan(network(), devices=8, strategy="fsdp"), "the norm of each layer"),
         (lambda: Recipe("llm/muon").plan(network(), devices=8, strategy="deepspeed_stage_1"), "ZeRO stage 1"),
         (lambda: Recipe("llm").plan(nn.Linear(2, 2), batch_size=0), "global_batch: 0 is not allowed"),
         (lambda: Recipe("llm").plan(nn.Linear(2, 2), devices=0), "devices: 0 is not allowed"),

@@ -188,19 +188,6 @@ class Aro(MatrixOptimizer):
         }
         super().__init__(params, defaults, fallback)
 
-    def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
-        """P with the rotations beside the matrices, so that processes that share the work exchange both."""
-        side = self._side(chunk)
-        kept = [self._kept(chunk, slot) for slot in chunk.slots]
-        rotations = torch.cat(kept).to(batch.dtype)
-        both = super()._conditioned(index, chunk, torch.cat([_turned(chunk, batch), rotations], dim=-1))
-        torch._foreach_copy_(kept, [both[slot.place, :, -side:] for slot in chunk.slots])
-        return _turned(chunk, both[..., :-side]).contiguous()
-
-    def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
-        side = self._side(chunk)
-        return torch.cat(_directions(batch[..., :-side], batch[..., -side:], chunk.options), dim=-1)
-
     def _beside(self, chunk: Chunk) -> int:
         return self._side(chunk) ** 2
 

@@ -98,9 +98,10 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
     if isinstance(optimizer, PreconditionedOptimizer):
         return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
     chunks = planned(optimizer, sharing=sharing, sharded=sharded)
-    processes = max(sharing, sharded)
-    if processes > 1:
-        return max(_divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(processes))
+    if max(sharing, sharded) > 1:
+        return max(
+            _divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(max(sharing, sharded))
+        )
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     most = before = 0
     for chunk in chunks:

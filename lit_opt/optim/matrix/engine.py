@@ -129,9 +129,12 @@ class MatrixOptimizer(Optimizer):
     def _step_matrices(self, chunks: list[Chunk]) -> None:
         step_divided(self, self._routes or ())
         mixes: Mixes = {}
-        for index, chunk in enumerate(chunks):
+        for chunk in chunks:
             batch = self._gather(chunk, mixes)
-            update = self._conditioned(index, chunk, batch)
+            kept = [self._kept(chunk, slot) for slot in chunk.slots] if self._beside(chunk) else []
+            update, changed = self._direction(chunk, batch, torch.cat(kept).to(chunk.dtype) if kept else None)
+            if changed is not None:
+                torch._foreach_copy_(kept, [changed[slot.place] for slot in chunk.slots])
             # The batch is scratch by now.
             self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
 
@@ -179,18 +182,19 @@ class MatrixOptimizer(Optimizer):
         )
         if self._plan is None or key != self._plan_key:
             matrices, rest = matrices_and_rest([self._takes(group) for group in self.param_groups], active)
-            chunks = self._chunks(matrices, agreed)
-            here = [self.whole_everywhere or (self._processes == 1 and chunk.mesh is None) for chunk in chunks]
-            whole, self._divided = ([c for c, on in zip(chunks, here, strict=True) if on == to] for to in (True, False))
-            self._plan, self._plan_key, self._meshes = (whole, rest), key, meshes_of(self.param_groups)
-            self._said = [chunk for chunk in chunks if chunk.mesh is not None]
+            self._chunks = self._made(matrices, agreed)
+            owned = [not self.whole_everywhere and (self._processes > 1 or c.mesh is not None) for c in self._chunks]
+            here, self._divided = (
+                [c for c, on in zip(self._chunks, owned, strict=True) if on == to] for to in (False, True)
+            )
+            self._plan, self._plan_key, self._meshes = (here, rest), key, meshes_of(self.param_groups)
             self._routes = None
-        agree(self._meshes, self._said, self.param_groups)
+        agree(self._meshes, self._chunks, self.param_groups)
         if self._routes is None:
             self._routes = make_routes(self._divided, self.param_groups, self._group)
         return self._plan
 
-    def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
+    def _made(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         return make_plan(self.param_groups, matrices, agreed, sharing=self._processes)
 
     def _gather(self, chunk: Chunk, mixes: Mixes) -> Tensor:
@@ -220,10 +224,6 @@ class MatrixOptimizer(Optimizer):
             mix_(target, estimate, buffer, share)
         return batch
 
-    def _conditioned(self, index: int, chunk: Chunk, batch: Tensor) -> Tensor:
-        """Stage 3 for chunk number `index`, all of it in this process."""
-        return self._precondition(chunk, batch)
-
     def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
         """Stage 3: P(G), orthogonalisation. It may use the batch as scratch."""
         options = chunk.options
@@ -250,12 +250,7 @@ class MatrixOptimizer(Optimizer):
         return update, kept
 
     def _apply(self, chunk: Chunk, update: Tensor) -> None:
-        """Normalise, scale, decay and apply."""
-        if self.stages.normalise is not None:
-            moments = [self._row_moments(slot) for slot in chunk.slots]
-            rows = torch.cat([moment.to(chunk.dtype) for moment in moments])
-            self.stages.normalise(update, rows, chunk.options)
-            torch._foreach_copy_(moments, [rows[slot.place] for slot in chunk.slots])
+        """Scale, decay and apply."""
         for index, params in chunk.opens:
             # As late as this, since a CPU has the weights in its cache then for the update.
             decay_(params, self._decay_rate(index, chunk.shape[1:]))

@@ -142,8 +142,10 @@ def make_plan(
                 buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, mark, *options)].append(piece)
     chunks = []
     for (rows, cols, kernel, dtype, device, mesh, _, *options), pieces in buckets.items():
-        most = (capacity or _capacity)(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size())
-        fits = max(sharing, most)
+        if capacity is not None:
+            fits = capacity(rows, cols, dtype, device)
+        else:
+            fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)

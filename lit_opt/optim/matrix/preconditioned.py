@@ -127,7 +127,7 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
                 if isinstance(own, Tensor) and own.dtype != value.dtype:
                     self.state[param][key] = value.detach().to(own.device, copy=True)
 
-    def _chunks(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
+    def _made(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         """Parameters that missed steps are in chunks of their own, so that all of a chunk are at the same step."""
         self._offsets = self._offsets_of_all()
         return make_plan(self.param_groups, matrices, agreed, apart=self._step_of, capacity=capacity)

@@ -148,9 +148,11 @@ def _mix(params: Sequence[Tensor], mixes: dict[Tensor, Mix], dtype: torch.dtype)
         if mixes[param][0] is not None:
             by_share.setdefault(mixes[param][2], {})[param] = None
     for share, alike in by_share.items():
-        estimates, buffers = [mixes[param][0] for param in alike], [mixes[param][1] for param in alike]
+        estimates: list[Any] = [mixes[param][0] for param in alike]
+        buffers = [mixes[param][1] for param in alike]
+        mixed: Sequence[Tensor]
         if all(buffer.dtype == dtype for buffer in buffers):
-            mixed = list(torch._foreach_lerp(estimates, buffers, share))
+            mixed = torch._foreach_lerp(estimates, buffers, share)
         else:
             mixed = [e.to(dtype).lerp_(b.to(dtype), share) for e, b in zip(estimates, buffers, strict=True)]
         mixes |= {param: (None, whole, 1.0) for param, whole in zip(alike, mixed, strict=True)}
