@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 from lit_opt import Recipe
 from lit_opt.errors import RecipeError
 from tests.callbacks.modules import trainer
-from tests.callbacks.processes import STEPS, Draws, Share, Sharded, make, rank
+from tests.callbacks.processes import STEPS, Draws, Sharded, Share, make, rank
 
 BAD = 2
 

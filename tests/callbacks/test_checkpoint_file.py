@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import pickle
-
 import shutil
 from pathlib import Path
 from typing import Any
@@ -80,8 +79,6 @@ def test_a_changed_bit_of_a_weight_is_seen_where_torch_does_not(checkpoint: Path
     torch.load(tmp_path / "changed.ckpt", weights_only=True)
     with pytest.raises(RecipeError, match=r"it is damaged \(checksum of .*There is no other checkpoint beside it"):
         resume(tmp_path / "changed.ckpt")
-
-
 
 
 def test_the_last_whole_one(checkpoint: Path, tmp_path: Path) -> None:

@@ -113,7 +113,10 @@ def on_the_command_line(content: bytes, folder: Path, capsys: Any) -> int:
 def test_configs_on_the_command_line(seed: int, tmp_path: Path, capsys: Any) -> None:
     rng = random.Random(seed)
     content = FULL if seed % 2 else CONFIGS[rng.choice(sorted(CONFIGS))]
-    how = [(rng.random(), rng.choice(["change", "insert", "delete", "line", "twice"]), rng.randrange(256)) for _ in range(2)]
+    how = [
+        (rng.random(), rng.choice(["change", "insert", "delete", "line", "twice"]), rng.randrange(256))
+        for _ in range(2)
+    ]
     on_the_command_line(edited(content.encode(), how), tmp_path, capsys)
 
 

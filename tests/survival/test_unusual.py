@@ -24,7 +24,7 @@ RECIPES: dict[str, tuple[str, dict[str, Any]]] = {
     "schedule_free": ("llm", {"optimizer": "schedule_free_adamw", "lr": 1e-2, "weight_decay": 0.1, "warmup": 2}),
 }  # fmt: skip
 NOT: dict[tuple[type[Net], str], str] = {
-    (unusual.Complex, "muon"): "muon takes real parameters, and matrix, vector is complex",
+    (unusual.Complex, "muon"): "muon takes real parameters, and these are complex: matrix, vector",
     (unusual.Complex, "schedule_free"): "schedule_free_adamw takes real parameters",
     (unusual.Sparse, "adamw"): "cannot take the sparse gradients of table",
     (unusual.Sparse, "muon"): "cannot take the sparse gradients of table",
