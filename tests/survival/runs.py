@@ -98,9 +98,9 @@ def make(kind: str, rank: int) -> tuple[Any, Recipe, dict[str, Any], Any]:
         how |= {"val_check_interval": 4, "check_val_every_n_epoch": None}
         recipe = Recipe("cnn", optimizer="sam", lr=0.05, weight_decay=1e-4, warmup=WARMUP, ema=ema)
         return ImageClassifier(width=0.0625), recipe, how, {"datamodule": Digits(batch_size=16, image_size=8)}
-    module, strategy = processes.Draws(), "ddp" if kind == "ddp" else "auto"
+    net, strategy = processes.Draws(), "ddp" if kind == "ddp" else "auto"
     if kind == "fsdp2":
-        module = processes.Sharded()
+        net = processes.Sharded()
         strategy = ModelParallelStrategy(  # type: ignore[assignment]
             data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
@@ -108,7 +108,7 @@ def make(kind: str, rank: int) -> tuple[Any, Recipe, dict[str, Any], Any]:
                     optimizer_kwargs={"ns_dtype": "float32"})  # fmt: skip
     processes.STEPS = STEPS
     how |= {"strategy": strategy, "devices": PROCESSES[kind], "use_distributed_sampler": False}
-    return module, recipe, how, {"train_dataloaders": processes.Share(rank, PROCESSES[kind])}
+    return net, recipe, how, {"train_dataloaders": processes.Share(rank, PROCESSES[kind])}
 
 
 def fit(kind: str, folder: Path, rank: int, pipe: int, hang: int) -> None:

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, IterableDataset
 
-from lit_opt import EMASpec, OptimizerMonitor, Recipe
+from lit_opt import DecaySpec, EMASpec, OptimizerMonitor, Recipe
 from tests.callbacks.modules import trainer
 
 STEPS = int(os.environ.get("LIT_OPT_LONG_STEPS", "100000"))
@@ -82,7 +82,7 @@ class Watches(Callback):
 def test_a_hundred_thousand_steps(tmp_path: Path) -> None:
     module = Falls()
     recipe = Recipe(
-        "cnn", lr=PEAK, momentum=0.0, weight_decay=0.0, warmup=WARMUP, decay={"kind": "cosine", "final": FINAL},
+        "cnn", lr=PEAK, momentum=0.0, weight_decay=0.0, warmup=WARMUP, decay=DecaySpec(kind="cosine", final=FINAL),
         optimizer_kwargs={"nesterov": False}, ema=EMASpec(decay=DECAY), batch_size=1, on_nonfinite="skip",
     )  # fmt: skip
     watches = Watches(recipe)

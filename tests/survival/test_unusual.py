@@ -83,7 +83,7 @@ def test_it_trains_as_a_plain_loop_does_or_is_refused(kind: type[Net], name: str
 def test_what_would_silently_not_be_trained_is_refused(kind: type[Net], name: str) -> None:
     module = kind()
     before = snapshot(module)
-    with pytest.raises(RecipeError, match="became trainable after the optimizer was made|is trainable"):
+    with pytest.raises(RecipeError, match=r"became trainable after the optimizer was made|is trainable"):
         fit(module, recipe(name))
     assert snapshot(module) == before
 
