@@ -212,8 +212,10 @@ def test_files_stay_short():
 def test_nothing_is_left_to_do():
     words = ("TO" + "DO", "FIX" + "ME", "XX" + "X", "HA" + "CK", "NotImplemented" + "Error")
     found = {(relative(path), word) for path in FILES for word in words if word in path.read_text()}
-    # A base class that says what its subclasses have to define.
-    assert found == {("lit_opt/workloads/data_module.py", words[-1])}
+    # A base class that says what its subclasses have to define, and an answer of Lightning's that is caught.
+    assert found == {
+        (f"lit_opt/{file}", words[-1]) for file in ("workloads/data_module.py", "callbacks/checkpoint_file.py")
+    }
 
 
 # ---- docstrings

@@ -28,7 +28,8 @@ def current(saved: object) -> dict[str, Any]:
         RecipeError: It is of a newer lit-opt, or no such part.
 
     Example:
-        >>> old = {"format": 1, "recipe": {"name": "llm", "optimizer": "adamw", "ema": {"decay": 0.9}}, "groups": []}
+        >>> recipe = {"name": "llm", "optimizer": "adamw", "schedule": {}, "hyperparameters": {}, "ema": {"decay": 0.9}}
+        >>> old = {"format": 1, "recipe": recipe, "groups": []}
         >>> new = current(old)
         >>> new["format"], new["recipe"]["ema"]["kind"], new["steps"]
         (2, 'ema', {})

@@ -91,7 +91,7 @@ def complex_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
     if not found:
         return []
     return [
-        f"optimizer: {resolved.optimizer} takes real parameters, and {', '.join(found[:3])} is complex. Hold real and imaginary "
+        f"optimizer: {resolved.optimizer} takes real parameters, and these are complex: {', '.join(found[:3])}. Hold real and imaginary "
         "part as a last dimension of 2 (torch.view_as_complex in the forward), or take an optimizer of torch, such as 'adamw'."
     ]
 

@@ -16,10 +16,9 @@ from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError
 from lit_opt.optim import get_row
-from lit_opt.optim.matrix.cost import scratch_bytes
 from lit_opt.optim.schema import OptimizerRow
-from lit_opt.optim.state import Scratch
 from lit_opt.preflight.placement import Placement
+from lit_opt.preflight.scratch import step_scratch
 from lit_opt.preflight.shares import SHARDS_GRADIENTS, SHARDS_STATE, SHARDS_WEIGHTS, Share, method_row, states_of
 from lit_opt.recipes.schema import EMASpec
 
@@ -140,7 +139,7 @@ def estimate_memory(
     lines.append(
         Line(
             name="scratch of a step",
-            bytes=_scratch(optimizer, share, cuda),
+            bytes=step_scratch(optimizer, share, cuda=cuda),
             how=f"beside gradients and state, {'on CUDA' if cuda else 'on the CPU'}; freed after it",
             when="step",
         )
@@ -241,40 +240,6 @@ def _ema_lines(trained: Sequence[tuple[Tensor, torch.dtype]], ema: EMASpec, shar
             )
         )
     return lines
-
-
-def _scratch(optimizer: Optimizer, share: Share, cuda: bool) -> int:
-    """What the step needs at its worst moment."""
-    row = method_row(optimizer)
-    params = [(p, share.dtype(p)) for group in optimizer.param_groups for p in group["params"]]
-    stepped = params
-    batches = 0
-    if row.matrix:
-        stepped = [
-            (p, share.dtype(p))
-            for group in optimizer.param_groups
-            if group["algorithm"] == row.name
-            for p in group["params"]
-            if p.ndim > 1
-        ]
-        batches = scratch_bytes(
-            getattr(optimizer, "base", optimizer),
-            cuda=cuda,
-            sharing=share.processes if share.kind == "ddp" else 1,
-            sharded=share.processes if share.kind == "fsdp2" else 1,
-        )
-    sizes = [share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in stepped]
-    use = row.scratch or Scratch()
-    copies = use.everything + (use.lists if cuda and _steps_over_lists(optimizer) else 0.0)
-    one = use.largest if not copies else 0.0
-    moment = max(batches, round(copies * sum(sizes)), round(one * max(sizes, default=0)))
-    everything = sum(share.numbers(p.shape, SHARDS_STATE) * dtype.itemsize for p, dtype in params)
-    own = sum(size for _, _, size in states_of(optimizer, share, use.own)) if use.own else 0
-    return round(use.throughout * everything) + own + moment
-
-
-def _steps_over_lists(optimizer: Optimizer) -> bool:
-    return optimizer.defaults.get("foreach") is not False and not optimizer.defaults.get("fused")
 
 
 def _words(tensors: Sequence[tuple[Tensor, torch.dtype]], frozen: int = 0) -> str:

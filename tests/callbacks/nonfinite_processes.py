@@ -43,7 +43,7 @@ class SpoiledSharded(Spoils, Sharded):
 def fit(kind: str, policy: Any, optimizer: str) -> dict[str, Any]:
     _, how = make(kind)
     module = SpoiledSharded() if kind == "fsdp2" else SpoiledDraws()
-    more = {"optimizer_kwargs": {"ns_dtype": "float32"}} if optimizer == "muon" else {}
+    more: dict[str, Any] = {"optimizer_kwargs": {"ns_dtype": "float32"}} if optimizer == "muon" else {}
     recipe = Recipe(
         "llm", optimizer=optimizer, lr=1e-2, weight_decay=0.1, warmup=2, ema=0.9, on_nonfinite=policy, **more
     )

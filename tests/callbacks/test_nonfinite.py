@@ -283,7 +283,7 @@ def test_the_learning_rate_finder_may_diverge() -> None:
     from lightning.pytorch.tuner import Tuner
 
     module, recipe = Poisoned(set(range(5, 9))), Recipe("llm")
-    module.lr = 1e-2
+    module.__dict__["lr"] = 1e-2
     t = trainer(recipe, max_steps=4)
     found = Tuner(t).lr_find(module, loader(64), num_training=12, early_stop_threshold=None)
     assert found is not None

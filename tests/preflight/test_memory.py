@@ -62,8 +62,10 @@ def test_state_and_scratch_of_every_row(name: str) -> None:
 def test_what_is_not_measured_is_known() -> None:
     """All others are measured: not what needs a GPU, whole Fisher matrices or several processes."""
     unmeasured = {name for name in list_optimizers() if get_row(name).scratch is None}
-    assert unmeasured == {"adamw_fp8", "adamw_4bit", "natural_gradient", "onebit_adam"}
-    assert {name for name in list_optimizers() if name not in ONE_DEVICE} == unmeasured
+    assert unmeasured - {"soap", "splus", "shampoo"} == {"adamw_fp8", "adamw_4bit", "natural_gradient", "onebit_adam"}
+    # Theirs is counted from the plan, see test_memory_preconditioned.py.
+    elsewhere = {"soap", "splus", "shampoo"}
+    assert {name for name in list_optimizers() if name not in ONE_DEVICE} == unmeasured - elsewhere
 
 
 @pytest.mark.parametrize("name, base", [("sam", "muon"), ("asam", "lion"), ("sam", "adabelief")])

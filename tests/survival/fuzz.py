@@ -196,7 +196,11 @@ def fields_of(t: Any) -> dict[str, Any]:
 
 def run(draw: Draw, module: Net, path: Path, interruption: str, ckpt_path: Path | None = None) -> str:
     """Fit; returns "trained", "refused", "interrupted" or what else came of it. Checks that nothing is left behind."""
-    beside = {"monitor": lambda: OptimizerMonitor(every_n_steps=1), "ema": EMA, "recipe": lambda: Recipe("llm")}
+    beside: dict[str, Any] = {
+        "monitor": lambda: OptimizerMonitor(every_n_steps=1),
+        "ema": EMA,
+        "recipe": lambda: Recipe("llm"),
+    }
     before, fields, t = snapshot(module), None, None
     methods = dict.fromkeys(("optimizer_step", "load_checkpoint", "load_model_state_dict"))
     try:

@@ -34,7 +34,7 @@ from tests.callbacks import processes
 from tests.callbacks.modules import trainer
 
 STEPS, WARMUP = 14, 5
-PROCESSES = {"adamw": 1, "muon": 1, "sam": 1, "ddp": 2, "fsdp2": 2}
+PROCESSES = {"adamw": 1, "muon": 1, "sam": 1, "single": 1, "ddp": 2, "fsdp2": 2}
 
 
 class Draws(LanguageModel):
@@ -98,17 +98,17 @@ def make(kind: str, rank: int) -> tuple[Any, Recipe, dict[str, Any], Any]:
         how |= {"val_check_interval": 4, "check_val_every_n_epoch": None}
         recipe = Recipe("cnn", optimizer="sam", lr=0.05, weight_decay=1e-4, warmup=WARMUP, ema=ema)
         return ImageClassifier(width=0.0625), recipe, how, {"datamodule": Digits(batch_size=16, image_size=8)}
-    module, strategy = processes.Draws(), "ddp"
+    net, strategy = processes.Draws(), "ddp" if kind == "ddp" else "auto"
     if kind == "fsdp2":
-        module = processes.Sharded()
+        net = processes.Sharded()
         strategy = ModelParallelStrategy(  # type: ignore[assignment]
             data_parallel_size=2, tensor_parallel_size=1, save_distributed_checkpoint=False
         )
     recipe = Recipe("llm", optimizer="muon", lr=0.02, weight_decay=0.1, warmup=WARMUP, ema=ema,
                     optimizer_kwargs={"ns_dtype": "float32"})  # fmt: skip
     processes.STEPS = STEPS
-    how |= {"strategy": strategy, "devices": 2, "use_distributed_sampler": False}
-    return module, recipe, how, {"train_dataloaders": processes.Share(rank, 2)}
+    how |= {"strategy": strategy, "devices": PROCESSES[kind], "use_distributed_sampler": False}
+    return net, recipe, how, {"train_dataloaders": processes.Share(rank, PROCESSES[kind])}
 
 
 def fit(kind: str, folder: Path, rank: int, pipe: int, hang: int) -> None:
@@ -238,6 +238,27 @@ def difference(a: Any, b: Any) -> float:
     return float(abs(a - b)) if numbers else float("inf")
 
 
+def moved(folder: Path, source: str, target: str) -> dict[str, Any]:
+    """Kill a run of one kind in the write of its fifth checkpoint and go on with another number of processes."""
+    uninterrupted(target, folder / "whole")
+    here = folder / "moved"
+    here.mkdir()
+    ids, out = start(source, here, hang=5)
+    told(out, until="h")
+    kill(ids)
+    os.close(out)
+    ids, out = start(target, here)
+    told(out)
+    wait(ids)
+    os.close(out)
+    ends = [end_of(folder / "whole"), end_of(here)]
+    if ends[0] is None or ends[1] is None:
+        return {"failed": (here / "log.0").read_text()[-3000:]}
+    keys = ("state_dict", "ema_state_dict", "optimizer_states")
+    found = {key: difference(ends[0][key], ends[1][key]) for key in keys}
+    return {"phases": ["half a file"], "differences": [max(found.values())], "unequal": found}
+
+
 def main(folder: Path, kind: str, kills: int, seed: int) -> dict[str, Any]:
     """Kill `kills` runs and compare each end with the uninterrupted one."""
     rng = random.Random(seed)
@@ -259,5 +280,9 @@ def main(folder: Path, kind: str, kills: int, seed: int) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, seed, *kinds = sys.argv[1:]
-    asked = {kind: int(kills) for kind, _, kills in (word.partition("=") for word in kinds)}
-    print(json.dumps({kind: main(Path(folder) / kind, kind, kills, int(seed)) for kind, kills in asked.items()}))
+    results: dict[str, Any] = {}
+    for kind, _, kills in (word.partition("=") for word in kinds):
+        source, _, target = kind.partition("-")
+        where = Path(folder) / kind
+        results[kind] = moved(where, source, target) if target else main(where, kind, int(kills), int(seed))
+    print(json.dumps(results))

@@ -14,7 +14,7 @@ import pytest
 from tests.processes import LIGHTNINGS, ROOT
 
 
-def run(folder: Path, seed: int, **kills: int) -> dict[str, Any]:
+def run(folder: Path, seed: int, kills: dict[str, int]) -> dict[str, Any]:
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PL_") and k not in LIGHTNINGS}
     done = subprocess.run(
         [sys.executable, "-m", "tests.survival.runs", str(folder), str(seed), *(f"{k}={n}" for k, n in kills.items())],
@@ -40,14 +40,14 @@ def assert_equal(found: dict[str, Any], kills: dict[str, int], tolerance: float 
 
 def test_four_kills(tmp_path: Path) -> None:
     kills = {"adamw": 2, "muon": 1, "sam": 1}
-    assert_equal(run(tmp_path, 4, **kills), kills)
+    assert_equal(run(tmp_path, 4, kills), kills)
 
 
 @pytest.mark.slow
 def test_thirty_kills(tmp_path: Path) -> None:
     """In every phase: the seed was chosen for that, and the moments still differ from machine to machine."""
     kills = {"adamw": 10, "muon": 10, "sam": 10}
-    found = run(tmp_path, 11, **kills)
+    found = run(tmp_path, 11, kills)
     assert_equal(found, kills)
     phases = {phase for result in found.values() for phase in result["phases"]}
     assert {"warmup", "decay", "half a file"} <= phases
@@ -57,4 +57,11 @@ def test_thirty_kills(tmp_path: Path) -> None:
 def test_two_processes(tmp_path: Path) -> None:
     """Muon with float32 orthogonalisation."""
     kills = {"ddp": 4, "fsdp2": 4}
-    assert_equal(run(tmp_path, 5, **kills), kills, tolerance=1e-6)
+    assert_equal(run(tmp_path, 5, kills), kills, tolerance=1e-6)
+
+
+@pytest.mark.slow
+def test_another_number_of_processes(tmp_path: Path) -> None:
+    """Saved by two, continued by one, and the other way round: as the run that had that number from the start."""
+    kills = {"ddp-single": 1, "single-ddp": 1, "fsdp2-single": 1}
+    assert_equal(run(tmp_path, 6, kills), kills, tolerance=1e-6)

@@ -104,7 +104,7 @@ class OldNorm(Net):
 
     def __init__(self) -> None:
         super().__init__()
-        weight_norm(self.net[0])  # type: ignore[arg-type]
+        weight_norm(self.net[0])
 
 
 class Double(Net):
@@ -164,10 +164,10 @@ class TwoOptimizers(Manual):
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Any:
         for optimizer in self.optimizers():  # type: ignore[union-attr]
-            optimizer.zero_grad()  # type: ignore[union-attr]
+            optimizer.zero_grad()
             loss = self.loss(batch)
             self.manual_backward(loss)
-            optimizer.step()  # type: ignore[union-attr]
+            optimizer.step()
         return loss
 
     def configure_optimizers(self) -> Any:

@@ -243,7 +243,7 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: b
         for group in optimizer.param_groups
     ]
     matrices = [
-        [] if group["algorithm"] == "adamw" else [p for p in group["params"] if p.ndim > 1 and p.numel()]
+        [p for p in group["params"] if p.ndim > 1 and p.numel()] if optimizer._takes(group) else []  # type: ignore[attr-defined]
         for group in groups
     ]
     shared = optimizer.stages.shared  # type: ignore[attr-defined]

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_opt.optim.matrix.coefficients import PRESETS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
-from lit_opt.optim.state import Buffer, Shape, adam_state, like_parameter
+from lit_opt.optim.state import Buffer, Scratch, Shape, adam_state, like_parameter
 from lit_opt.recipes.schema import Value
 
 _SCION = "LIONS-EPFL/scion README.md and examples/modded-nanogpt/train_gpt_scion.py, arXiv:2502.07529"
@@ -53,6 +53,7 @@ ROWS = (
         source="arXiv:2502.07529; LIONS-EPFL/scion scion.py, equal in float64 up to its Newton-Schulz epsilon",
         evidence="theory, up to 3B, open source",
         state=_scion_state,
+        scratch=Scratch(largest=2.0),
         hyperparameters={
             "lr": REQUIRED,
             "momentum": 0.1,

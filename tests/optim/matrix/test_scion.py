@@ -4,6 +4,8 @@ Deliberate difference: the official code adds 1e-7 to the norm before the orthog
 these sizes, which is why spectral cases are compared at 1e-6 there.
 """
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -100,7 +102,7 @@ def test_the_last_layer_has_its_own_norm_and_radius():
     hidden, head, gain = Parameter(torch.zeros(4, 4)), Parameter(torch.zeros(10, 4)), Parameter(torch.ones(4))
     for param in (hidden, head, gain):
         param.grad = torch.ones_like(param)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": [hidden], "name": "hidden"},
         {"params": [head], "name": "head", "last": True},
         {"params": [gain], "name": "rest", "algorithm": "adamw"},
@@ -137,4 +139,4 @@ def test_a_gradient_is_never_written_to():
             param.grad = torch.randn_like(param)
             kept[name] = param.grad.clone()
         optimizer.step()
-        assert all(torch.equal(p.grad, kept[name]) for name, p in layer.named_parameters())
+        assert all(p.grad is not None and torch.equal(p.grad, kept[name]) for name, p in layer.named_parameters())
