@@ -99,8 +99,10 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
         return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
     chunks = planned(optimizer, sharing=sharing, sharded=sharded)
     if max(sharing, sharded) > 1:
+        counts = [[part.stop - part.start for part in parts] for parts in shares(chunks, max(sharing, sharded))]
+        owned = sorted(set(zip(*counts, strict=True)))
         return max(
-            _divided_scratch(optimizer, chunks, rank, sharing, sharded, cuda) for rank in range(max(sharing, sharded))
+            (_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned), default=0
         )
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     most = before = 0
@@ -130,25 +132,35 @@ def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
     return gathered + max(at_once * iterates, cast, normalising)
 
 
-def _divided_scratch(optimizer: Any, chunks: list[Chunk], rank: int, sharing: int, sharded: int, cuda: bool) -> int:
-    """Of one process, going through the rounds as `lit_opt.optim.matrix.exchange` does."""
+def _divided_scratch(
+    optimizer: Any,
+    chunks: list[Chunk],
+    own: tuple[int, ...],
+    owned: list[tuple[int, ...]],
+    sharing: int,
+    sharded: int,
+    cuda: bool,
+) -> int:
+    """Of a process that owns so many of each chunk's matrices, going through the rounds as the exchange does.
+
+    `owned` are the numbers of all processes. What it holds of the parts is taken to be the largest share.
+    """
     processes, everywhere = max(sharing, sharded), sharing > 1
     normalises = optimizer.stages.normalise is not None
     widths = [result_width(optimizer, chunk, cuda, normalised=True) for chunk in chunks]
     kinds = [((chunk.dtype, width), chunk.bytes // processes) for chunk, width in zip(chunks, widths, strict=True)]
-    counts = [[part.stop - part.start for part in parts] for parts in shares(chunks, processes)]
     # Bytes for each round: what this process holds of the parts, owns, and sends and receives of results.
-    held, own, results, arrived, at_work, updates = [], [], [], [], [], []
+    held, batched, results, arrived, at_work, updates = [], [], [], [], [], []
     for some in rounds(kinds):
-        batches = [counts[i][rank] * chunks[i].bytes // chunks[i].shape[0] for i in some]
-        computing = [_at_work(chunks[i], counts[i][rank], normalises, cuda) for i in some]
+        batches = [own[i] * chunks[i].bytes // chunks[i].shape[0] for i in some]
+        computing = [_at_work(chunks[i], own[i], normalises, cuda) for i in some]
         sizes = {i: widths[i] * math.prod(chunks[i].shape[1:]) for i in some}
         beside = {i: widths[i] * optimizer._beside(chunks[i]) for i in some}
-        numbers = {i: math.prod(chunks[i].shape) if everywhere else _held(chunks[i], rank, processes) for i in some}
-        own.append(sum(batches))
-        at_work.append(own[-1] + max(c - b for c, b in zip(computing, batches, strict=True)))
-        updates.append(sum(counts[i][rank] * sizes[i] for i in some))
-        held.append(own[-1] if everywhere else sum(numbers[i] * chunks[i].dtype.itemsize for i in some))
+        numbers = {i: math.prod(chunks[i].shape) if everywhere else _held(chunks[i], processes) for i in some}
+        batched.append(sum(batches))
+        at_work.append(batched[-1] + max(c - b for c, b in zip(computing, batches, strict=True)))
+        updates.append(sum(own[i] * sizes[i] for i in some))
+        held.append(batched[-1] if everywhere else sum(numbers[i] * chunks[i].dtype.itemsize for i in some))
         moments = sum(chunks[i].shape[0] * beside[i] for i in some)
         # In the weights' precision, a few at a time.
         precise = max(
@@ -158,35 +170,33 @@ def _divided_scratch(optimizer: Any, chunks: list[Chunk], rank: int, sharing: in
             for i in some
         )
         if everywhere:
-            most = max(sum(counts[i][r] * (sizes[i] + beside[i]) for i in some) for r in range(processes))
+            most = max(sum(their[i] * (sizes[i] + beside[i]) for i in some) for their in owned)
             # gloo receives into a tensor of its own.
             results.append((1 + processes * (1 if cuda else 2)) * most)
             arrived.append(processes * most + precise)
         else:
             received = sum(numbers[i] * widths[i] for i in some) + moments
-            sent = updates[-1] + processes * sum(counts[i][rank] * beside[i] for i in some)
+            sent = updates[-1] + processes * sum(own[i] * beside[i] for i in some)
             results.append(sent + received)
             arrived.append(received + precise)
     # What was put together is what will be sent; DDP's parts are there already.
-    parts = [h + (0 if everywhere else o) for h, o in zip(held, own, strict=True)] + [0]
+    parts = [h + (0 if everywhere else o) for h, o in zip(held, batched, strict=True)] + [0]
     most = 0
     for i in range(len(held)):
         behind = results[i - 1] if i else 0
         sending = held[i] + parts[i] + (parts[i - 1] if i else 0) + (results[i - 2] if i > 1 else 0)
-        working = behind + max(2 * own[i], at_work[i], updates[i] + results[i])
+        working = behind + max(2 * batched[i], at_work[i], updates[i] + results[i])
         taking = results[i] + (arrived[i - 1] if i else 0)
         most = max(most, sending, parts[i + 1] + max(working, taking), arrived[i])
     return most
 
 
-def _held(chunk: Chunk, rank: int, processes: int) -> int:
-    """Numbers of a chunk that a process holds under FSDP2."""
+def _held(chunk: Chunk, processes: int) -> int:
+    """Numbers of a chunk that the first process holds under FSDP2, which holds most."""
     numbers = 0
     for slot in chunk.slots:
         rows = slot.param.shape[0]
-        each = -(-rows // processes)
-        own = max(0, min(each, rows - rank * each))
-        numbers += (slot.place.stop - slot.place.start) * math.prod(slot.shape) * own // rows
+        numbers += (slot.place.stop - slot.place.start) * math.prod(slot.shape) * -(-rows // processes) // rows
     return numbers
 
 
