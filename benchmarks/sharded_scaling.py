@@ -57,8 +57,9 @@ def main() -> None:
         "For comparison, FSDP2 itself sends and receives about 6 bytes a number in each step of one batch (two "
         "all-gathers and a reduce-scatter in bfloat16), whatever the number of devices: 5.8 GB, 38.9 GB and 411 GB for "
         "these matrices. The step's exchange falls with the number of devices: a process sends its part of each matrix "
-        "in float32 and gets it back in bfloat16. Under DDP each result goes to all, in bfloat16. HSDP: 8 shards, "
-        "replicas share the work.",
+        "in float32 and gets it back in bfloat16. Under DDP each result goes to all, in bfloat16, and all send as much as "
+        "the one with most, so with more devices than matrices of a bucket much of it is padding. HSDP: 8 shards, "
+        "replicas share the work, and an owner sends to all of them.",
         "",
     ]
     for model, sizes in MODELS.items():

@@ -82,7 +82,8 @@ def gathering(params: list[Any]) -> Callable[[], None]:
         torch._foreach_lerp_([local(b) for b in buffers], [local(p.grad) for p in params], 0.05)
         torch._foreach_mul_([local(p) for p in params], 1 - 1e-5 * 0.01)
         for (rows, cols), indices in shapes.items():
-            wholes = [torch.lerp(params[i].grad, buffers[i], 0.95).full_tensor() for i in indices]
+            mixed: list[Any] = [torch.lerp(params[i].grad, buffers[i], 0.95) for i in indices]
+            wholes = [one.full_tensor() for one in mixed]
             updates = orthogonalize_(torch.stack(wholes), "jordan", 5, torch.bfloat16).float()
             for i, update in zip(indices, updates, strict=True):
                 local(params[i]).add_(own_part(update, params[i]), alpha=-1e-5 * max(1, rows / cols) ** 0.5)

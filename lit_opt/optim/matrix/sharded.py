@@ -187,7 +187,7 @@ def _take(
             target = local(slot.param)
         else:
             if slot.param not in wholes:
-                wholes[slot.param] = result.new_zeros(slot.param.shape)
+                wholes[slot.param] = torch.zeros(slot.param.shape, dtype=chunk.dtype, device=result.device)
             target = wholes[slot.param]
         targets, updates = alike.setdefault((slot.group, slot.shape), ([], []))
         targets.append(target if part.held is None else target[part.held])

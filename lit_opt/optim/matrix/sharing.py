@@ -1,4 +1,7 @@
-"""Which process orthogonalises which matrices."""
+"""Data parallel: each process orthogonalises its share of the matrices, and all get all results.
+
+Whole matrices are computed by one process each, from the same gradients, so every process applies the same bits.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,6 @@ def shares(chunks: Sequence[Chunk], processes: int) -> list[list[slice]]:
         For each chunk one range for each process, in order and without gaps.
 
     Example:
-        >>> import torch
         >>> from lit_opt.optim.matrix.plan import Chunk
         >>> options = {"ns_steps": 5}
         >>> large = Chunk((3, 64, 64), torch.float32, options, (), True)

@@ -79,8 +79,9 @@ class Weights(nn.Module):
             setattr(self, name, Parameter(value, requires_grad=name != "frozen"))
 
 
-def cut(module: Weights, how: str) -> Weights:
-    """Shard it: "fsdp", "hsdp", "tp", "fsdp+tp" or "twice" (one dimension cut by both of the mesh, the slower way)."""
+def cut(module: Any, how: str) -> Any:
+    """Shard it: "fsdp", "hsdp", "tp", "fsdp+tp", "twice" (one dimension cut by both of the mesh, the slower way), or
+    "stage" (a mesh of some of the processes, as a stage of a pipeline has it)."""
     if how == "fsdp":
         fully_shard(module, mesh=_mesh(1), ignored_params={module.plain})
     elif how == "hsdp":
@@ -92,21 +93,24 @@ def cut(module: Weights, how: str) -> Weights:
         fully_shard(module, mesh=_mesh(2)["first"], ignored_params={module.plain})
     elif how == "twice":
         _distribute(module, _mesh(2), [[Shard(0), Shard(0)], [Shard(1), Shard(0)], [Replicate(), Shard(1)]])
+    elif how == "stage":
+        _distribute(module, _mesh(3)["second", "third"], [[Shard(0), Shard(1)], [Shard(1), Shard(0)]])
     return module
 
 
 @cache
 def _mesh(dimensions: int) -> DeviceMesh:
-    """All processes in a row, or in two."""
+    """All processes in a row, in two, or in two planes of one row each."""
     world = torch.distributed.get_world_size()
-    shape = (world,) if dimensions == 1 else (2, world // 2)
-    return init_device_mesh("cpu", shape, mesh_dim_names=("first", "second")[:dimensions])
+    shape = {1: (world,), 2: (2, world // 2), 3: (2, 1, world // 2)}[dimensions]
+    return init_device_mesh("cpu", shape, mesh_dim_names=("first", "second", "third")[:dimensions])
 
 
 def _distribute(module: Weights, mesh: Any, placements: list[Any]) -> None:
     for index, (name, param) in enumerate(module.named_parameters()):
         if name != "plain":
-            fitting = [p if not isinstance(p, Shard) or p.dim < param.ndim else Shard(0) for p in placements[index % 3]]
+            some = placements[index % len(placements)]
+            fitting = some if param.ndim > 1 else [Shard(0), *[Replicate()] * (mesh.ndim - 1)]
             cut = distribute_tensor(param.detach(), mesh, fitting, src_data_rank=None)
             setattr(module, name, Parameter(cut, requires_grad=param.requires_grad))
 

@@ -3,20 +3,27 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+from torch import nn
 from torch.distributed.checkpoint.state_dict import (
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
+from torch.distributed.tensor import DTensor, Partial
+from torch.nn import Parameter
 
 from lit_opt.errors import RecipeError
+from lit_opt.optim import build
 from lit_opt.optim.matrix import exchange
 from tests.optim.matrix.sharded_models import METHODS, STEPS, Weights, cut, noise, optimizer_of, shards_of, train, whole
 
@@ -29,6 +36,7 @@ CASES = [
     (4, "hsdp", torch.float64, tuple(METHODS)),
     (4, "fsdp+tp", torch.float64, ("normuon", "teon")),
     (4, "twice", torch.float64, ("normuon", "teon")),
+    (4, "stage", torch.float64, ("normuon",)),
 ]
 # Processes -> shapes of the mesh for the simulator; None for DDP.
 SIMULATED: dict[int, dict[str, tuple[int, ...] | None]] = {
@@ -46,7 +54,10 @@ def save(module: Weights, optimizer: Any, path: Path) -> None:
 
 
 def load(module: Weights, optimizer: Any, path: Path) -> None:
-    state = {"model": get_model_state_dict(module), "optimizer": get_optimizer_state_dict(module, optimizer)}
+    state: dict[str, Any] = {
+        "model": get_model_state_dict(module),
+        "optimizer": get_optimizer_state_dict(module, optimizer),
+    }
     dcp.load(state, checkpoint_id=path, no_dist=not dist.is_initialized())
     set_model_state_dict(module, state["model"])
     set_optimizer_state_dict(module, optimizer, state["optimizer"])
@@ -103,7 +114,7 @@ def traffic(method: str, how: str) -> dict[str, int]:
     rank, others = dist.get_rank(), dist.get_world_size() - 1
     all_to_all, gather, precondition = exchange.all_to_all, exchange.all_gather, optimizer._precondition
 
-    def counting(out: torch.Tensor, sent: list[int], received: list[int], group: Any) -> Any:
+    def counting(out: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Any:
         assert sum(sent) == out.numel()
         found["sent"] += (sum(sent) - sent[rank]) * out.element_size()
         found["received"] += (sum(received) - received[rank]) * out.element_size()
@@ -129,6 +140,26 @@ def traffic(method: str, how: str) -> dict[str, int]:
     return found
 
 
+def refusals() -> list[str]:
+    """What the optimizer says of tensors in which no matrix is whole."""
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    sums = Parameter(DTensor.from_local(torch.ones(4, 4), mesh, [Partial()]))
+    said = []
+    for params in [
+        [sums],
+        *(
+            list(FSDP(nn.Linear(8, 8), use_orig_params=o, device_id=torch.device("cpu")).parameters())
+            for o in (True, False)
+        ),
+    ]:
+        try:
+            build("muon", params, lr=0.02)
+            said.append("no error")
+        except RecipeError as error:
+            said.append(str(error))
+    return said
+
+
 def work(rank: int, world: int, folder: Path) -> None:
     torch.set_num_threads(1)
     logging.disable(logging.WARNING)  # torch on DTensors that are gathered in two steps
@@ -145,5 +176,6 @@ def work(rank: int, world: int, folder: Path) -> None:
         for method in ("muon", "normuon", "teon"):
             results[f"traffic/{how}/{method}"] = traffic(method, how)
     results["disagreement"] = disagreement()
+    results["refusals"] = refusals()
     torch.save(results, folder / f"{world}.{rank}.pt")
     dist.destroy_process_group()

@@ -80,3 +80,10 @@ def test_the_simulator_says_what_is_moved_and_computed(results: Results, world: 
     for expected, found in zip(simulated, counted, strict=True):
         found["flops"] -= orthogonalization_flops(6, 6, 5) if mesh is not None else 0  # the weight that is not sharded
         assert asdict(expected) == found
+
+
+def test_what_has_no_whole_matrices_is_refused(results: Results):
+    partial, *flat = results[2][0]["refusals"]
+    assert "sums that nobody has added up" in partial
+    for said in flat:
+        assert "flat shards of FSDP1 or ZeRO" in said and "fully_shard" in said
