@@ -37,6 +37,9 @@ ARMS: dict[str, tuple[float, dict[str, Any]]] = {
     # nobody published values for TEON: Muon's
     "llm, teon": (0.02, {"name": "llm", "optimizer": "teon", "weight_decay": 0.01}),
     "llm, mars_m": (1e-3, {"name": "llm", "optimizer": "mars_m"}),
+    "llm/soap": (3e-3, {"name": "llm/soap"}),
+    "llm/shampoo": (6e-4, {"name": "llm/shampoo"}),
+    "llm/splus": (0.2, {"name": "llm/splus"}),
 }
 FACTORS = (1.0, 0.5, 2.0)
 
@@ -127,6 +130,8 @@ NOTES = """
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--arms", nargs="+", default=list(ARMS), choices=list(ARMS))
+    parser.add_argument("--factors", nargs="+", type=float, default=list(FACTORS))
     parser.add_argument("--report", action="store_true", help="write the table from what is there")
     args = parser.parse_args()
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -136,8 +141,8 @@ def main() -> None:
     rows = [json.loads(line) for line in RESULTS.read_text().splitlines()] if RESULTS.exists() else []
     done = {(r["arm"], r["factor"], r["seed"]) for r in rows}
     for seed in args.seeds:
-        for factor in FACTORS:
-            for arm in ARMS:
+        for factor in args.factors:
+            for arm in args.arms:
                 if args.report or (arm, factor, seed) in done:
                     continue
                 row = run(arm, factor, seed)

@@ -47,8 +47,8 @@ class FiniteSteps:
     """Looks at loss and gradients before each step, and raises, skips or does nothing.
 
     The host reads one small tensor each step under "skip", under a GradScaler (which reads its own flag there) and on the
-    CPU. Under "raise" on an accelerator it never waits: on CUDA the figures are copied without blocking and read when
-    they have arrived, mostly one step later, elsewhere every `log_every_n_steps`; and everywhere before a validation, before
+    CPU. Under "raise" on an accelerator nothing waits for the step that is being queued: on CUDA the figures are copied
+    without blocking and read one step later, elsewhere every `log_every_n_steps`; and everywhere before a validation, before
     a checkpoint and at the end of the run. Processes agree by one all-reduce of a flag.
 
     A GradScaler skips steps by itself, as many as it takes to find its scale, so that "raise" does not raise there; its
@@ -151,7 +151,7 @@ class FiniteSteps:
         Raises:
             RecipeError: Something was not finite.
         """
-        self._read(wait=True)
+        self._read()
 
     # ---- reading
 
@@ -176,17 +176,17 @@ class FiniteSteps:
             look.ready = torch.cuda.Event()
             look.ready.record()
         self._pending.append(look)
-        every = max(1, self.trainer.log_every_n_steps)
-        self._read(wait=look.ready is None and look.step % every == 0)
+        if look.ready is not None:
+            # One step late, in all processes alike: a step's work is queued behind it, so the device does not run dry.
+            self._read(but=1)
+        elif look.step % max(1, self.trainer.log_every_n_steps) == 0:
+            self._read()
 
-    def _read(self, wait: bool) -> None:
-        while self._pending:
-            look = self._pending[0]
-            if look.ready is not None and wait:
+    def _read(self, but: int = 0) -> None:
+        while len(self._pending) > but:
+            look = self._pending.popleft()
+            if look.ready is not None:
                 look.ready.synchronize()
-            if not wait and (look.ready is None or not look.ready.query()):
-                return
-            self._pending.popleft()
             found = self._found(look)
             if found:
                 self._pending.clear()

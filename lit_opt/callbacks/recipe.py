@@ -193,6 +193,13 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
             assert self._session is not None
             return self._session.configure()
         planned = preview(self.spec, self.overrides)
+        if self.on_nonfinite == "skip":
+            raise RecipeError(
+                [
+                    f"on_nonfinite: {self!r} cannot leave a step out from inside configure_optimizers. Add it to "
+                    "Trainer(callbacks=[...]), or leave on_nonfinite= out."
+                ]
+            )
         lost = [name for name, part in (("clip", planned.clip), ("ema", planned.ema)) if part is not None]
         if lost:
             off = ", ".join(f"{name}=0" for name in lost)

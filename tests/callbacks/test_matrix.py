@@ -265,6 +265,7 @@ def test_flat_shards_are_refused_before_anything_is_installed(strategy: Any) -> 
     t: Any = trainer(ours, max_steps=1)
     t.strategy.__class__ = type(strategy)  # Lightning refuses FSDPStrategy itself without a GPU
     t.strategy.config = getattr(strategy, "config", None)
+    t.strategy._precision_plugin = None  # FSDPStrategy takes its own alone
     with pytest.raises(RecipeError, match=r"whole matrices.*flat shards \((FSDP1|ZeRO stage \d)\)") as error:
         Session(ours, t, module)
     assert "ModelParallelStrategy (FSDP2) or DDP" in str(error.value)

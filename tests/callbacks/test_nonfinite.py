@@ -287,3 +287,39 @@ def test_the_learning_rate_finder_may_diverge() -> None:
     t = trainer(recipe, max_steps=4)
     found = Tuner(t).lr_find(module, loader(64), num_training=12, early_stop_threshold=None)
     assert found is not None
+
+
+def test_a_recipe_inside_configure_optimizers_cannot_skip() -> None:
+    recipe = Recipe("llm", clip=0, total_steps=4, on_nonfinite="skip")
+
+    class Calls(Net):
+        def configure_optimizers(self) -> Any:
+            return recipe.configure_optimizers(self)
+
+    with pytest.raises(RecipeError, match="cannot leave a step out from inside configure_optimizers"):
+        fit(Calls(), None)
+
+
+class _Event:
+    """Stands for a CUDA event: notes when it was waited for."""
+
+    waited = 0
+
+    def synchronize(self) -> None:
+        _Event.waited += 1
+
+
+def test_read_one_step_late(monkeypatch: Any) -> None:
+    """What happens on CUDA, with a tensor of the CPU: the step after the bad one raises, and only past steps are waited for."""
+    monkeypatch.setattr(nonfinite, "_reads_at_once", lambda device: False)
+
+    def read_later(self: Any, look: Any) -> None:
+        look.ready = _Event()
+        self._pending.append(look)
+        self._read(but=1)
+
+    monkeypatch.setattr(nonfinite.FiniteSteps, "_read_later", read_later)
+    module = Poisoned({2})
+    with pytest.raises(RecipeError, match=r"at step 2 .*\(offset: nan\).* The step was taken"):
+        fit(module, Recipe("llm", lr=1e-2), data=loader(), max_steps=6)
+    assert module.trainer.global_step == 3 and _Event.waited == 3

@@ -1,6 +1,7 @@
 """Every recipe on XLA's CPU device, in an environment of its own: `make test-xla` (torch_xla pins an older torch).
 
-Lightning takes XLA for a TPU and looks for one, so its check is patched; more than one device cannot be run: the
+Lightning sets bfloat16 by a variable that XLA reads once, so each precision has a process of its own (-k). Lightning takes
+XLA for a TPU and looks for one, so its check is patched; more than one device cannot be run: the
 all-reduce of torch_xla 2.9 between two CPU devices ends in a time-out, also without Lightning.
 """
 
@@ -67,6 +68,9 @@ XLA: dict[str, Any] = {"accelerator": "tpu", "devices": 1}
 
 @pytest.mark.parametrize("precision", [p for p in PRECISIONS if not lightning_refuses("xla", p)])
 def test_every_recipe_is_as_on_the_cpu(precision: Any, record: Record, tmp_path: Any) -> None:
+    assert ("XLA_USE_BF16" in os.environ) <= (precision == "bf16-true"), (
+        "run each precision in a process of its own: -k"
+    )
     passed = []
     for name in list_recipes():
         planned = preview(get_recipe(name))
@@ -81,8 +85,9 @@ def test_every_recipe_is_as_on_the_cpu(precision: Any, record: Record, tmp_path:
         start = {key: p.detach() for key, p in Tiny(name).named_parameters()}
         far = distance(on_cpu(module), on_cpu(plain), start)
         # Adafactor's momentum is bfloat16, and orthogonalisation runs in it.
-        low = precision != "32-true" or planned.optimizer in ("adafactor_bv", "muon", "normuon")
-        assert far < (1.0 if planned.optimizer in ("muon", "normuon") else 0.2 if low else 1e-4), (name, far)
+        low = planned.optimizer == "adafactor_bv"
+        bound = 1.0 if planned.optimizer in ("muon", "normuon") or precision != "32-true" else 0.2 if low else 1e-3
+        assert far < bound, (name, far)
         for ours, theirs in zip(module.losses, plain.losses, strict=True):
             assert ours == pytest.approx(theirs, rel=1e-4 if precision == "32-true" else 0.02), name
         if name in RESUMED:

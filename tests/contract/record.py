@@ -20,10 +20,11 @@ class Record:
         self.passed.setdefault(strategy, {})[precision] = sorted(names)
 
     def write(self, versions: dict[str, str], of: str = "CPU, gloo") -> None:
-        """Put what was noted into the file; strategies that were not run stay."""
+        """Put what was noted into the file; what was not run stays."""
         data: dict[str, Any] = json.loads(RECORD.read_text())
         data["versions"][of] = ", ".join(f"{name} {version}" for name, version in versions.items())
-        data["runs"] = {**data["runs"], **self.passed}
+        for strategy, cells in self.passed.items():
+            data["runs"][strategy] = {**data["runs"].get(strategy, {}), **cells}
         RECORD.write_text(json.dumps(data, indent=1, sort_keys=True) + "\n")
 
 

@@ -40,7 +40,7 @@ def quick(kind: str, precision: str) -> list[str]:
     """What is run in the default tests."""
     if precision == "32-true" and kind != "hsdp":
         return list_recipes()
-    return SOME if precision == "32-true" else ["diffusion", "llm/muon"]
+    return ["diffusion", "llm/muon"]
 
 
 def rank() -> int:

@@ -39,7 +39,7 @@ def eigenbasis(factor: Tensor) -> Tensor:
     """Orthonormal eigenvectors in columns, of falling eigenvalues; the null space in its own basis.
 
     Args:
-        factor: (count, side, side), symmetric and positive semidefinite, float32 or float64.
+        factor: (count, side, side), symmetric and positive semidefinite, float32 or float64; the lower triangle is read.
 
     Returns:
         (count, side, side).
@@ -79,8 +79,9 @@ def power_step(product: Tensor, factor: Tensor) -> Tensor:
         tensor([[[0.7071, 0.7071],
                  [0.7071, 0.7071]]])
     """
-    basis, triangle = torch.linalg.qr(product)
-    sizes = triangle.diagonal(dim1=-2, dim2=-1).abs()
+    reflectors = torch.geqrf(product)  # torch.linalg.qr without the copies of R
+    sizes = reflectors[0].diagonal(dim1=-2, dim2=-1).abs()
+    basis = torch.linalg.householder_product(*reflectors)
     firm = (sizes > rounding_floor(sizes) * _DEPENDENT).cumprod(-1).sum(-1)
     for index, first in enumerate(firm.tolist()):
         if first < sizes.size(-1):
@@ -112,7 +113,7 @@ def inverse_root(factor: Tensor, exponent: float, eps: float) -> Tensor:
     nothing is divided by noise.
 
     Args:
-        factor: (count, side, side), symmetric and positive semidefinite, float32 or float64.
+        factor: (count, side, side), symmetric and positive semidefinite, float32 or float64; the lower triangle is read.
         exponent: 0.25 for Shampoo of matrices.
         eps: Added to the eigenvalues.
 
@@ -151,7 +152,7 @@ def eigh(factor: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def without_rounding(rotated: Tensor) -> Tensor:
-    """A rotated gradient whose components that are rounding of its largest one are zero, in place.
+    """A rotated gradient whose components that are rounding of its largest one are zero; it may be written to.
 
     Args:
         rotated: (count, rows, cols).
@@ -164,5 +165,8 @@ def without_rounding(rotated: Tensor) -> Tensor:
     """
     # Rotation by eigenvectors of a squared matrix has errors of some hundred roundings (measured up to 2,600).
     share = torch.finfo(rotated.dtype).eps ** 0.75
+    if rotated.size(0) == 1 and rotated.device.type == "cpu":
+        low, high = torch.aminmax(rotated)
+        return torch.nn.functional.hardshrink(rotated, max(-low.item(), high.item()) * share)
     size = rotated.abs()
     return rotated.masked_fill_(size <= size.amax((-2, -1), keepdim=True) * share, 0.0)

@@ -36,8 +36,8 @@ _SCRATCH_BYTES = 64 * 2**20
 _STACKED_UP_TO = 128
 
 Kept = dict[str, Tensor]
-# (batch, compute) -> compute(batch), each process computing a part of it
-Exchange = Callable[[Tensor, Callable[[Tensor], Tensor]], Tensor]
+# (compute, *batches) -> compute(*batches), each process computing a part of it
+Exchange = Callable[..., Tensor]
 
 
 @dataclass(frozen=True)
@@ -130,6 +130,7 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
     def _made(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         """Parameters that missed steps are in chunks of their own, so that all of a chunk are at the same step."""
         self._offsets = self._offsets_of_all()
+        self._known: dict[int, tuple[list[Tensor], list[Kept]]] = {}
         return make_plan(self.param_groups, matrices, agreed, apart=self._step_of, capacity=capacity)
 
     def _step_of(self, param: Tensor) -> int:
@@ -180,13 +181,16 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
 
     def _advance(self, chunk: Chunk) -> None:
         """Count the step of the parameters that open here, and make the state of new ones."""
+        counts = []
         for index, params in chunk.opens:
             for param in params:
                 state = self.state[param]
                 if "step" in state:
-                    state["step"] += 1
+                    counts.append(state["step"])
                 else:
                     self._make_state(param, state, self.param_groups[index], chunk)
+        if counts:
+            torch._foreach_add_(counts, 1)
 
     def _make_state(self, param: Tensor, state: dict[str, Any], group: Group, chunk: Chunk) -> None:
         state["step"] = torch.tensor(float(self.first_step))
@@ -204,9 +208,17 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         part = slot.part if slot.part is not None else slice(None)
         return {key: state[_key(key, slot.block)][part] for key in self.kept(options, *slot.shape)}
 
+    def _views_of_all(self, chunk: Chunk) -> list[Kept]:
+        """`_views` of each slot, made anew where somebody has put other tensors into the state."""
+        held = [self.state[slot.param][_key("exp_avg", slot.block)] for slot in chunk.slots]
+        found = self._known.get(id(chunk))
+        if found is None or any(a is not b for a, b in zip(held, found[0], strict=True)):
+            found = self._known[id(chunk)] = (held, [self._views(slot, chunk.options) for slot in chunk.slots])
+        return found[1]
+
     def _on_stack(self, chunk: Chunk, step: int, *stages: Callable[[Tensor, Kept, int, Group], Any]) -> Any:
         """Run stages on the chunk's states as batches, and write back what they changed; the last one's result."""
-        views = [self._views(slot, chunk.options) for slot in chunk.slots]
+        views = self._views_of_all(chunk)
         kept = views[0] if len(views) == 1 else {key: torch.cat([view[key] for view in views]) for key in views[0]}
         gradient = self._gradients(chunk)
         result = [stage(gradient, kept, step, chunk.options) for stage in stages][-1]
@@ -224,6 +236,9 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         if len(chunk.slots) == 1 and first.plain:
             assert first.param.grad is not None
             return first.param.grad.flatten(1).to(chunk.dtype).unsqueeze(0)
+        if chunk.plain:
+            grads: list[Any] = [slot.param.grad for slot in chunk.slots]
+            return torch.stack([grad if grad.ndim == 2 else grad.flatten(1) for grad in grads]).to(chunk.dtype)
         batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=_device(first.param))
         whole: dict[Tensor, Tensor] = {}
         for slot in chunk.slots:
@@ -288,8 +303,13 @@ def together(tensors: Sequence[Tensor]) -> Tensor:
 
 def _exchange(parts: list[slice], group: Any) -> Exchange:
     if not parts:
-        return lambda batch, compute: compute(batch)
-    return lambda batch, compute: shared(batch, parts, group, compute)
+        return lambda compute, *batches: compute(*batches)
+
+    def divided_among_all(compute: Callable[..., Tensor], *batches: Tensor) -> Tensor:
+        sides = [batch.size(-1) for batch in batches]
+        return shared(torch.cat(batches, dim=-1), parts, group, lambda part: compute(*part.split(sides, dim=-1)))
+
+    return divided_among_all
 
 
 def _packs(sides: list[Side], length: int, processes: int) -> list[list[Side]]:

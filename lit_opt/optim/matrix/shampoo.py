@@ -171,7 +171,7 @@ class Shampoo(PreconditionedOptimizer):
         factors = together([side.views[f"{side.name}_factor"] for side in sides])
         if beta < 1:
             factors = factors / (1 - beta ** sides[0].step)
-        roots = exchange(factors, lambda part: inverse_root(part, options["exponent"], options["eps"]))
+        roots = exchange(lambda part: inverse_root(part, options["exponent"], options["eps"]), factors)
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         for side, root in zip(sides, roots.split(counts), strict=True):
             side.views[f"{side.name}_root"].copy_(root)

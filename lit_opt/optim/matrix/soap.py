@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
 from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
 from lit_opt.optim.matrix.stages import Group, Stages
+
+# Side from which only the lower triangle of statistics is computed.
+_STRIPS_FROM = 256
 
 
 def rotated(matrix: Tensor, kept: Kept) -> Tensor:
@@ -48,6 +50,8 @@ def rotated_back(matrix: Tensor, kept: Kept) -> Tensor:
 def add_statistics(gradient: Tensor, kept: Kept, beta: float, weight: float) -> None:
     """L <- beta L + weight G G^T and R <- beta R + weight G^T G, for the sides that have one, in place.
 
+    Of large ones only the lower triangle is meant; `symmetric` makes the whole.
+
     Example:
         >>> import torch
         >>> kept = {"left_factor": torch.zeros(1, 1, 1)}
@@ -56,9 +60,30 @@ def add_statistics(gradient: Tensor, kept: Kept, beta: float, weight: float) -> 
         tensor([[[12.5000]]])
     """
     if "left_factor" in kept:
-        kept["left_factor"].baddbmm_(gradient, gradient.mT, beta=beta, alpha=weight)
+        _add_gram(kept["left_factor"], gradient, beta, weight)
     if "right_factor" in kept:
-        kept["right_factor"].baddbmm_(gradient.mT, gradient, beta=beta, alpha=weight)
+        _add_gram(kept["right_factor"], gradient.mT, beta, weight)
+
+
+def _add_gram(factor: Tensor, rows: Tensor, beta: float, weight: float) -> None:
+    """Beta F + weight X X^T, of large ones in four strips that end at the diagonal: five eighths of the operations."""
+    side = factor.size(-1)
+    strip = side if side < _STRIPS_FROM else -(-side // 4)
+    for first in range(0, side, strip):
+        end = min(first + strip, side)
+        part = factor[:, first:end, :end]
+        part.baddbmm_(rows[:, first:end], rows[:, :end].mT, beta=beta, alpha=weight)
+
+
+def symmetric(factor: Tensor) -> Tensor:
+    """The whole of statistics of which the lower triangle is meant.
+
+    Example:
+        >>> import torch
+        >>> symmetric(torch.ones(1, 256, 256).tril()).sum().item()
+        65536.0
+    """
+    return factor if factor.size(-1) < _STRIPS_FROM else factor.tril() + factor.tril(-1).mT
 
 
 def sides_kept(options: Group, rows: int, cols: int, *names: str) -> dict[str, tuple[int, int]]:
@@ -199,31 +224,39 @@ class Soap(PreconditionedOptimizer):
         factors = together([side.views[f"{side.name}_factor"] for side in sides])
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
         if sides[0].step == 0:
-            for side, basis in zip(sides, exchange(factors, eigenbasis).split(counts), strict=True):
+            for side, basis in zip(sides, exchange(eigenbasis, factors).split(counts), strict=True):
                 side.views[f"{side.name}_basis"].copy_(basis)
             return
+        factors = symmetric(factors)
         old = together([side.views[f"{side.name}_basis"] for side in sides])
         product = factors @ old
         sizes = (old * product).sum(-2)
         # What is rounding stays in its order: its own order is none.
         order = sizes.where(sizes > rounding_floor(sizes), 0.0).argsort(dim=-1, descending=True, stable=True)
-        product = product.take_along_dim(order.unsqueeze(-2), dim=-1)
-        new = exchange(torch.cat([product, factors], dim=-1), lambda both: power_step(*both.chunk(2, dim=-1)))
-        turns = (new.mT @ old).split(counts)
-        for side, basis, turn, places in zip(sides, new.split(counts), turns, order.split(counts), strict=True):
-            side.views[f"{side.name}_basis"].copy_(basis)
+        if len(order) == 1:  # faster on a CPU
+            product = product.index_select(-1, order[0])
+        else:
+            product = product.take_along_dim(order.unsqueeze(-2), dim=-1)
+        new = exchange(power_step, product, factors)
+        for side, basis, last, places in zip(sides, *(x.split(counts) for x in (new, old, order)), strict=True):
             mean, square = side.views["exp_avg"], side.views["exp_avg_sq"]
             if side.name == "left":
-                mean.copy_(without_rounding(turn @ mean))
+                mean.copy_(without_rounding(_turned(basis, last, mean)))
                 square.copy_(square.take_along_dim(places.unsqueeze(-1), dim=-2))
             else:
-                mean.copy_(without_rounding(mean @ turn.mT))
+                mean.copy_(without_rounding(_turned(basis, last, mean.mT).mT))
                 square.copy_(square.take_along_dim(places.unsqueeze(-2), dim=-1))
+            side.views[f"{side.name}_basis"].copy_(basis)
 
     def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         """The decay, which comes after the update, shrinks it as well."""
         group = self.param_groups[index]
         return -group["lr"] * (1 - group["lr"] * group["weight_decay"])
+
+
+def _turned(new: Tensor, old: Tensor, mean: Tensor) -> Tensor:
+    """new^T old mean, in the order of fewer operations."""
+    return new.mT @ (old @ mean) if mean.size(-1) < mean.size(-2) else (new.mT @ old) @ mean
 
 
 def _adam(turned: Tensor, kept: Kept, step: int, options: Group) -> Tensor:

@@ -127,7 +127,7 @@ class SPlus(PreconditionedOptimizer):
         """New eigenvectors; the momentum is not in their basis."""
         factors = together([side.views[f"{side.name}_factor"] for side in sides])
         counts = [side.views[f"{side.name}_factor"].size(0) for side in sides]
-        for side, basis in zip(sides, exchange(factors, eigenbasis).split(counts), strict=True):
+        for side, basis in zip(sides, exchange(eigenbasis, factors).split(counts), strict=True):
             side.views[f"{side.name}_basis"].copy_(basis)
 
     @torch.no_grad()
