@@ -156,7 +156,7 @@ _SHOWN = (
     "weights, bit for bit. In low precision the weights are within a fifth of their way from one process in the same",
     "precision; matrix methods turn rounding into directions, so there only the losses agree (to 2 %). SAM under DDP goes up",
     "by each process's own gradient (as in the paper), so there processes are compared with one another alone. ZeRO on one",
-    "process cuts nothing into parts, but steps, clips and schedules by its engine, and was not resumed. FSDP1, DeepSpeed,",
+    "process cuts nothing into parts, but steps, clips and schedules by its engine. ZeRO and spawn were not resumed. FSDP1, DeepSpeed,",
     "XLA and float16 on a CPU need Lightning's guards taken off in the test. Nothing was run on a GPU.",
 )
 
