@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
@@ -67,7 +66,7 @@ def add_statistics(gradient: Tensor, kept: Kept, beta: float, weight: float) -> 
 
 
 def _add_gram(factor: Tensor, rows: Tensor, beta: float, weight: float) -> None:
-    """beta F + weight X X^T, of large ones in four strips that end at the diagonal: five eighths of the operations."""
+    """F <- beta F + weight X X^T, of large ones in four strips that end at the diagonal: five eighths of the operations."""
     side = factor.size(-1)
     strip = side if side < _STRIPS_FROM else -(-side // 4)
     for first in range(0, side, strip):
