@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
+from lit_opt.optim.matrix.engine import Group
 from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
-from lit_opt.optim.matrix.stages import Group, Stages
 
 # Side from which only the lower triangle of statistics is computed.
 _STRIPS_FROM = 256
@@ -66,7 +66,7 @@ def add_statistics(gradient: Tensor, kept: Kept, beta: float, weight: float) -> 
 
 
 def _add_gram(factor: Tensor, rows: Tensor, beta: float, weight: float) -> None:
-    """Beta F + weight X X^T, of large ones in four strips that end at the diagonal: five eighths of the operations."""
+    """F <- beta F + weight X X^T, of large ones in four strips that end at the diagonal: five eighths of the operations."""
     side = factor.size(-1)
     strip = side if side < _STRIPS_FROM else -(-side // 4)
     for first in range(0, side, strip):
@@ -152,17 +152,10 @@ class Soap(PreconditionedOptimizer):
     """
 
     name: ClassVar[str] = "soap"
-    stages: ClassVar[Stages] = Stages(
-        orthogonalises=False,
-        options=(
-            "betas",
-            "shampoo_beta",
-            "eps",
-            "precondition_frequency",
-            "max_preconditioner_dim",
-            "refresh",
-        ),
-    )
+    units: ClassVar[str] = "AdamW"
+    agreed: ClassVar[tuple[str, ...]] = (
+        "betas", "shampoo_beta", "eps", "precondition_frequency", "max_preconditioner_dim", "refresh",
+    )  # fmt: skip
     moving: ClassVar[tuple[str, ...]] = ("left_factor", "right_factor", "exp_avg", "exp_avg_sq")
     first_step: ClassVar[int] = 0
 
@@ -248,7 +241,7 @@ class Soap(PreconditionedOptimizer):
                 square.copy_(square.take_along_dim(places.unsqueeze(-2), dim=-1))
             side.views[f"{side.name}_basis"].copy_(basis)
 
-    def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
+    def _factor(self, index: int, shape: Sequence[int]) -> Any:
         """The decay, which comes after the update, shrinks it as well."""
         group = self.param_groups[index]
         return -group["lr"] * (1 - group["lr"] * group["weight_decay"])

@@ -346,3 +346,15 @@ def test_gradients_of_zero_leave_the_weights_alone(name: str):
 def test_bad_options_are_refused(name: str, keywords: dict[str, Any], message: str):
     with pytest.raises(RecipeError, match=message):
         build(name, params_of((4, 3)), lr=1e-3, **keywords)
+
+
+@pytest.mark.parametrize(("name", "more"), [("soap", {}), ("splus", {}), ("shampoo", {"kl": True, "eps": 1e-2})])
+def test_half_of_the_statistics_is_enough(name: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch):
+    """Of long sides only the lower triangle is computed."""
+    reached = []
+    for strips_from in (8, 256):
+        monkeypatch.setattr("lit_opt.optim.matrix.soap._STRIPS_FROM", strips_from)
+        params = params_of((13, 9), (13, 9), (9, 13))
+        optimizer = build(name, params, lr=RATES[name], precondition_frequency=2, **more)
+        reached.append(run(optimizer, params, steps=7))
+    assert distance(*reached) < 1e-11
