@@ -60,7 +60,9 @@ STRATEGIES = {
     "zero1": Strategy(title="ZeRO1", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_1'", missing=_GPU),
     "zero2": Strategy(title="ZeRO2", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_2'", missing=_GPU),
     "zero3": Strategy(title="ZeRO3", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_3'", missing=_GPU),
-    "xla": Strategy(title="XLA", name="XLAStrategy", typed="accelerator='tpu'", missing="a TPU"),
+    "xla": Strategy(
+        title="XLA", name="XLAStrategy", typed="accelerator='tpu'", missing="a TPU, or time for `make test-xla`"
+    ),
 }
 
 # What weights become before the optimizer sees them. Not listed in the table: FSDP of XLA.
