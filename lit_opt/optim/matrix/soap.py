@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
-from lit_opt.optim.matrix.engine import Group
 from lit_opt.optim.matrix.preconditioned import Exchange, Kept, PreconditionedOptimizer, Side, together
+from lit_opt.optim.matrix.stages import Group, Stages
 
 # Side from which only the lower triangle of statistics is computed.
 _STRIPS_FROM = 256
@@ -152,10 +152,17 @@ class Soap(PreconditionedOptimizer):
     """
 
     name: ClassVar[str] = "soap"
-    units: ClassVar[str] = "AdamW"
-    agreed: ClassVar[tuple[str, ...]] = (
-        "betas", "shampoo_beta", "eps", "precondition_frequency", "max_preconditioner_dim", "refresh",
-    )  # fmt: skip
+    stages: ClassVar[Stages] = Stages(
+        orthogonalises=False,
+        options=(
+            "betas",
+            "shampoo_beta",
+            "eps",
+            "precondition_frequency",
+            "max_preconditioner_dim",
+            "refresh",
+        ),
+    )
     moving: ClassVar[tuple[str, ...]] = ("left_factor", "right_factor", "exp_avg", "exp_avg_sq")
     first_step: ClassVar[int] = 0
 
@@ -241,7 +248,7 @@ class Soap(PreconditionedOptimizer):
                 square.copy_(square.take_along_dim(places.unsqueeze(-2), dim=-1))
             side.views[f"{side.name}_basis"].copy_(basis)
 
-    def _factor(self, index: int, shape: Sequence[int]) -> Any:
+    def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         """The decay, which comes after the update, shrinks it as well."""
         group = self.param_groups[index]
         return -group["lr"] * (1 - group["lr"] * group["weight_decay"])
