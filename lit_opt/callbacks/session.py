@@ -82,10 +82,8 @@ class Session:
     # ---- before the run
 
     def _install(self) -> None:
-        session = self
-        module = self.module
+        session, module = self, self.module
         before_setup, before_save, theirs = module.setup, module.on_save_checkpoint, module.configure_optimizers
-
         builds_later = is_overridden(module, "configure_model")
 
         def setup(self: Any, stage: str) -> None:

@@ -90,7 +90,7 @@ _KNOWN: dict[str, Method] = {
 }
 _MATRIX = ("muon", "normuon", "marsm", "teon", "dion")
 # Matrix methods of the package that embeddings and heads may have as well.
-PRECONDITIONED = ("soap", "splus", "shampoo")
+PRECONDITIONED = ("soap", "splus", "shampoo", "scion", "aro")
 _SAM = re.compile(r"(?:^|[a-z_])(?:g|a|f|w|esam|look)?sam$", re.IGNORECASE)
 
 # How long a matrix update is, in the package's words, by what other libraries call it.

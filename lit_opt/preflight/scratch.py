@@ -22,7 +22,7 @@ def step_scratch(optimizer: Optimizer, share: Share, *, cuda: bool) -> int:
         >>> from lit_opt.optim import build
         >>> from lit_opt.preflight.placement import Placement
         >>> weight = torch.nn.Parameter(torch.zeros(4, 4))
-        >>> step_scratch(build("sgd", [weight], lr=0.1), Share(Placement()), cuda=False)
+        >>> step_scratch(build("sgd", [weight], lr=0.1), Share(Placement(kind="single")), cuda=False)
         0
     """
     row = method_row(optimizer)

@@ -122,7 +122,7 @@ def test_explain_in_text(capsys, monkeypatch):
         (["explain", "llm", "--total-steps", "1.5"], "total_steps: 1.5 is not allowed; give a whole number above 0."),
         (["export-ema", "a.ckpt"], "The following arguments are required: OUT. See `lit-opt export-ema --help`."),
         (["list", "recipes"], "recipes: unknown argument."),
-        (["list", "--format", "yaml"], "'yaml' is unknown. Known: text, json."),
+        (["list", "--format", "yaml"], "'yaml' is unknown. Known: text, json, markdown."),
     ],
 )  # fmt: skip
 def test_what_is_mistyped_is_one_message(capsys, argv, said):

@@ -20,7 +20,7 @@ L2 = {"sgd", "nesterov", "adam", "amsgrad", "nadam", "radam", "rmsprop", "adagra
 def made(name):
     module = nn.Linear(8, 8)
     row = get_row(name)
-    options = {"lr": 1e-3} | ({"base": "sgd"} if "base" in row.hyperparameters else {})
+    options = {"lr": 1e-3} | ({"base": "sgd"} if row.wraps else {})
     return build(name, list(module.parameters()), **options)
 
 

@@ -228,7 +228,7 @@ def test_what_cannot_be_read_is_said(caplog):
             return torch.optim.SGD(self.net.parameters(), lr=0.1)
 
     check = RecipeCheck()
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(Lazy(), None, check)
     assert check.report is None
     assert "nothing was judged" in caplog.text and "lazy modules" in caplog.text
@@ -244,7 +244,7 @@ def test_arguments():
 
 def test_one_table_is_printed_in_a_hundred_columns(caplog):
     check = RecipeCheck("llm")
-    with caplog.at_level("INFO"):
+    with caplog.at_level("INFO", logger="lightning.pytorch"):
         fit(Own(lambda o: lrs.CosineAnnealingLR(o, T_max=16), "epoch"), None, check, EMA(decay=0.9), max_epochs=2)
     assert check.report is not None
     tables = [record.message for record in caplog.records if record.message.startswith("RecipeCheck")]

@@ -133,6 +133,6 @@ def test_elsewhere_no_algorithm_can_be_named(name):
     rules = [{"match": "a", "algorithm": "adamw"}, {"match": "b", "lr_scale": 2}, {"match": "c", "algorithm": "muon"}]
     text = problem(name, groups=rules)
     assert text.startswith("groups: 'adamw' for 'a', 'muon' for 'c', but ")
-    assert "choose a matrix optimizer, which leaves a part to AdamW: mars_m, muon, normuon, " in text
+    assert "choose a matrix optimizer, which leaves a part to AdamW: aro, mars_m, muon, normuon, " in text
     with pytest.raises(RecipeError):
         preview(get_recipe(name), {"groups": rules})

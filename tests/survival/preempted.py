@@ -64,7 +64,7 @@ def fit(folder: Path, where: str) -> None:
 def start(folder: Path, where: str) -> None:
     """One turn of the job, in a process of its own."""
     (folder / "bin").mkdir(parents=True, exist_ok=True)
-    (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> {folder}/scontrol\n')
+    (folder / "bin" / "scontrol").write_text(f'#!/bin/sh\necho "$@" >> "{folder}/scontrol"\n')
     (folder / "bin" / "scontrol").chmod(0o755)
     child = os.fork()
     if child:

@@ -12,8 +12,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -25,41 +24,16 @@ from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.layout import blocks, shape_of
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
-from lit_opt.optim.matrix.sharing import divided, shared
+from lit_opt.optim.matrix.refresh import SCRATCH_BYTES, Exchange, Side, exchange_of, packs_of
+from lit_opt.optim.matrix.sharing import divided
 from lit_opt.optim.matrix.stages import Group
 
 REFRESHES = ("spread", "together")
 # Below this work (sum of the sides cubed) all decompositions in one step are no spike.
 _SPREAD_FROM = 2**27
-# Scratch of stacked states, and the side from which a CPU does not gain by stacking (as in the engine).
-_SCRATCH_BYTES = 64 * 2**20
 _STACKED_UP_TO = 128
 
 Kept = dict[str, Tensor]
-# (compute, *batches) -> compute(*batches), each process computing a part of it
-Exchange = Callable[..., Tensor]
-
-
-@dataclass(frozen=True)
-class Side:
-    """One side of a slot's matrices that is due for a new decomposition.
-
-    Args:
-        name: "left" or "right".
-        views: The slot's state by name, (count, ...) each; writing to them writes to the state.
-        options: Of the slot's chunk.
-        step: Of the parameter.
-
-    Example:
-        >>> import torch
-        >>> Side("left", {"left_factor": torch.zeros(1, 2, 2)}, {}, 1).name
-        'left'
-    """
-
-    name: str
-    views: Mapping[str, Tensor]
-    options: Mapping[str, Any]
-    step: int
 
 
 class PreconditionedOptimizer(MatrixOptimizer, ABC):
@@ -281,12 +255,12 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
                     factor = views[f"{name}_factor"]
                     key = (factor.size(-1), factor.dtype, factor.device, *chunk.options.values(), step)
                     buckets[key].append(Side(name, views, chunk.options, step))
-        packs = [pack for (side, *_), sides in buckets.items() for pack in _packs(sides, side, self._processes)]
+        packs = [pack for (side, *_), sides in buckets.items() for pack in packs_of(sides, side, self._processes)]
         counts = [sum(side.views[f"{side.name}_factor"].size(0) for side in pack) for pack in packs]
         work = [pack[0].views[f"{pack[0].name}_factor"].size(-1) ** 3 for pack in packs]
         parts = divided(counts, work, self._processes) if self._processes > 1 else [[] for _ in packs]
         for pack, part in zip(packs, parts, strict=True):
-            self.decomposed(pack, _exchange(part, self._group))
+            self.decomposed(pack, exchange_of(part, self._group))
 
 
 def together(tensors: Sequence[Tensor]) -> Tensor:
@@ -301,42 +275,6 @@ def together(tensors: Sequence[Tensor]) -> Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _exchange(parts: list[slice], group: Any) -> Exchange:
-    if not parts:
-        return lambda compute, *batches: compute(*batches)
-
-    def divided_among_all(compute: Callable[..., Tensor], *batches: Tensor) -> Tensor:
-        sides = [batch.size(-1) for batch in batches]
-        return shared(torch.cat(batches, dim=-1), parts, group, lambda part: compute(*part.split(sides, dim=-1)))
-
-    return divided_among_all
-
-
-def _packs(sides: list[Side], length: int, processes: int) -> list[list[Side]]:
-    """Cut a bucket so that what is stacked fits the scratch, with work for every process."""
-    most = max(processes, factors_at_once(length, sides[0].views[f"{sides[0].name}_factor"].itemsize))
-    packs: list[list[Side]] = [[]]
-    filled = 0
-    for side in sides:
-        count = side.views[f"{side.name}_factor"].size(0)
-        if packs[-1] and filled + count > most:
-            packs.append([])
-            filled = 0
-        packs[-1].append(side)
-        filled += count
-    return packs
-
-
-def factors_at_once(length: int, width: int) -> int:
-    """Statistics of a side length, of numbers of `width` bytes, that are decomposed in one call.
-
-    Example:
-        >>> factors_at_once(768, 4), factors_at_once(10000, 4)
-        (7, 1)
-    """
-    return max(1, _SCRATCH_BYTES // (4 * length * length * width))
-
-
 def capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
     """Matrices of a chunk: a CPU goes one by one where they are large enough to keep it busy.
 
@@ -347,7 +285,7 @@ def capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> 
     if device.type == "cpu" and max(rows, cols) > _STACKED_UP_TO:
         return 1
     each = (6 * rows * cols + 2 * rows * rows + 2 * cols * cols) * dtype.itemsize
-    return max(1, _SCRATCH_BYTES // each)
+    return max(1, SCRATCH_BYTES // each)
 
 
 def _key(name: str, block: int) -> str:

@@ -6,7 +6,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from lit_opt.optim.matrix.plan import Chunk
-from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, factors_at_once
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import factors_at_once
 
 # For each side of k of a k x j matrix: products of k k j in a step, and k^3 operations in units of multiply-and-add of
 # a decomposition (QR step: product, QR and its Q, turn; eigenvectors: about 9; a root: one product more).
