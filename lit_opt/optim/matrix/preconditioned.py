@@ -5,7 +5,7 @@ update the statistics and the moments, precondition, decay and apply. What costs
 statistics, is done every few steps for all factors of one side length together, and processes of a data-parallel run
 divide it: each factor is decomposed by one of them, and all get the same bits.
 
-All state of a parameter is in self.state, (count, ...) for its `count` matrices, in float32 at least.
+State is (count, ...) for the `count` matrices of a parameter, in float32 at least.
 """
 
 from __future__ import annotations
@@ -28,8 +28,7 @@ from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.sharing import divided, shared
 
 REFRESHES = ("spread", "together")
-# Below this work (sum of the sides cubed) all decompositions in one step are no spike.
-_SPREAD_FROM = 2**27
+_SPREAD_FROM = 2**27  # sum of the sides cubed; below it all decompositions in one step are no spike
 # Scratch of stacked states, and the side from which a CPU does not gain by stacking (as in the engine).
 _SCRATCH_BYTES = 64 * 2**20
 _STACKED_UP_TO = 128
