@@ -5,7 +5,7 @@ update the statistics and the moments, precondition, decay and apply. What costs
 statistics, is done every few steps for all factors of one side length together, and processes of a data-parallel run
 divide it: each factor is decomposed by one of them, and all get the same bits.
 
-All state of a parameter is in self.state, (count, ...) for its `count` matrices, in float32 at least.
+State is (count, ...) for the `count` matrices of a parameter, in float32 at least.
 """
 
 from __future__ import annotations

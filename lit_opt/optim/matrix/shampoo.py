@@ -48,7 +48,8 @@ class Shampoo(PreconditionedOptimizer):
             inputs of a convolution, of whole kernels.
         grafting: "adam" or None.
         exponent: Of the inverse roots; 0.5 makes L^-1/2 M R^-1/2.
-        kl: KL-Shampoo: L sums (G R^-e)(G R^-e)^T and R likewise, e the exponent; the paper's has exponent 0.5.
+        kl: KL-Shampoo: L sums (G R^-e)(G R^-e)^T and R likewise, e the exponent. The paper's has exponent 0.5; give it an
+            eps of 1e-6 or more, since at 1e-12 a change of 1e-12 in the gradients moves the weights by 1e-4.
         refresh: As in `Soap`.
         layout: As in `Muon`.
         split_sizes: As in `Muon`.

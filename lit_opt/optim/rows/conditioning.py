@@ -51,7 +51,7 @@ ROWS = (
         summary="Steepest descent in a norm for each layer: spectral for matrices, sign for head and embedding",
         rule="d <- (1 - a) d + a g; w <- (1 - lr) w - lr radius LMO(d), a = momentum; spectral LMO: sqrt(m/n) polar(d)",
         source="arXiv:2502.07529; LIONS-EPFL/scion scion.py, equal in float64 up to its Newton-Schulz epsilon",
-        evidence="theory, up to 3B, open source",
+        evidence="theory, open source",
         state=_scion_state,
         scratch=Scratch(largest=2.0),
         hyperparameters={
@@ -112,7 +112,7 @@ ROWS = (
         summary="Momentum normalised by rows and columns in a basis that follows it; AdamW for what is no matrix",
         rule="R <- QR(M f(R'M)'); w <- (1 - lr wd) w - lr R f(R'M) at an RMS of 0.2, f: Sinkhorn",
         source="arXiv:2602.09006, from the formula: no official code was found",
-        evidence="1B+, one group's report",
+        evidence="1B+, protocol",
         state=_aro_state,
         hyperparameters={
             "lr": REQUIRED,

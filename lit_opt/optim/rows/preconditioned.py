@@ -92,7 +92,7 @@ ROWS = (
         summary="Adam in the eigenbasis of Shampoo's statistics; AdamW for what is no matrix",
         rule="G' = Q_L^T G Q_R; m, v as Adam of G'; w <- (w - lr Q_L (mhat / sqrt(vhat)) Q_R^T) (1 - lr wd)",
         source="arXiv:2409.11321; nikhilvyas/SOAP soap.py: equal in float64 where the statistics have full rank",
-        evidence="published up to 660M parameters; open source",
+        evidence="open source; arXiv:2409.11321",
         state=_kept(_soap_numbers),
         scratch=None,
         hyperparameters={
@@ -142,7 +142,7 @@ ROWS = (
         summary="Sign of the momentum in the eigenbasis of Shampoo's statistics; validates on averaged weights",
         rule="w <- (w - s Q_L sign(Q_L^T M Q_R) Q_R^T) (1 - s wd), s = lr 2 / (rows + cols); averages w",
         source="arXiv:2506.07254; kvfrans/splus torch/splus.py: equal in float64 where the statistics have full rank",
-        evidence="small scale (0.1B), open source",
+        evidence="open source; arXiv:2506.07254",
         state=_kept(_splus_numbers, everything=("average",)),
         scratch=None,
         hyperparameters={
@@ -186,7 +186,7 @@ ROWS = (
         summary="Gradients between inverse fourth roots of both sides' statistics, at Adam's length if grafted",
         rule="L = avg G G^T, R = avg G^T G; w <- (1 - lr wd) w - lr s L^-1/4 M R^-1/4, s = |adam| / |...| or 1",
         source="arXiv:1802.09568, 2309.06497; facebookresearch/optimizers distributed_shampoo, equal in float64 to 2e-8",
-        evidence="AlgoPerf 2024 winner (external tuning), production at Meta, open source",
+        evidence="open source; facebookresearch/optimizers",
         state=_kept(_shampoo_numbers),
         scratch=None,
         hyperparameters={
