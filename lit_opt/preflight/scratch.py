@@ -23,7 +23,7 @@ def step_scratch(optimizer: Optimizer, share: Share, *, cuda: bool) -> int:
         >>> from lit_opt.preflight.placement import Placement
         >>> weight = torch.nn.Parameter(torch.zeros(4, 4))
         >>> step_scratch(build("sgd", [weight], lr=0.1), Share(Placement(kind="single")), cuda=False)
-        0
+        64
     """
     row = method_row(optimizer)
     params = [(p, share.dtype(p)) for group in optimizer.param_groups for p in group["params"]]

@@ -62,9 +62,11 @@ def evidence_of_trainer(trainer: Any, module: Any, setting: str | None = None) -
 
 
 def _settings(trainer: Any, module: Any, recipe: Recipe | None) -> TrainerSettings:
-    own = is_overridden(module, "configure_gradient_clipping")
+    # A recipe always puts its own there, to look at the gradients.
+    patched = recipe is not None and patched_by(module, "configure_gradient_clipping") is recipe
+    own = is_overridden(type(module) if patched else module, "configure_gradient_clipping")
     clip, clip_by = float(trainer.gradient_clip_val or 0.0), "Trainer(gradient_clip_val)"
-    if recipe is not None and (not own or patched_by(module, "configure_gradient_clipping") is recipe):
+    if recipe is not None and not own:
         planned = preview(recipe.spec, recipe.overrides).clip
         if planned is not None:
             clip, clip_by, own = planned.limit, "Recipe(clip)", False

@@ -16,7 +16,8 @@ from lit_opt.recipes import list_recipes
 ROOT = Path(__file__).parents[2]
 
 
-def test_text_fits_into_100_columns(capsys: pytest.CaptureFixture[str]) -> None:
+def test_text_fits_into_100_columns(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "100")
     assert main(["list", "--strategies"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert max(map(len, lines)) <= 100

@@ -406,7 +406,7 @@ def numbers_of(resolved):
     if s.kind == "polynomial":
         yield "decay.power", s.power
     if s.kind == "wsd":
-        yield "decay.cooldown", get_recipe(resolved.name).decay.cooldown.number
+        yield "decay.cooldown", resolved.provenance["decay.cooldown"].number
 
 
 @pytest.mark.parametrize("name", ALL)

@@ -57,7 +57,13 @@ def exchange_of(parts: list[slice], group: Any) -> Exchange:
 
 
 def packs_of(sides: list[Side], length: int, processes: int) -> list[list[Side]]:
-    """Cut a bucket so that what is stacked fits the scratch, with work for every process."""
+    """Cut a bucket so that what is stacked fits the scratch, with work for every process.
+
+    Example:
+        >>> sides = [Side("left", {"left_factor": torch.ones(1, 2, 2)}, {}, 1) for _ in range(3)]
+        >>> [len(pack) for pack in packs_of(sides, 2, 1)]
+        [3]
+    """
     most = max(processes, factors_at_once(length, sides[0].views[f"{sides[0].name}_factor"].itemsize))
     packs: list[list[Side]] = [[]]
     filled = 0
