@@ -110,7 +110,9 @@ class Aro(MatrixOptimizer):
 
     The update has the size of AdamW's, so its learning rates and decay fit. State: momentum and the rotation, of the
     smaller side's square. No official code was found; the rule is checked against the formula. Gradients of any size
-    give the same update unless `qr_shift` is set.
+    give the same update unless `qr_shift` is set. Where the momentum has fewer directions than rows, the rest of the rotation
+    follows rounding, and f lengthens what little lies there: runs that differ by rounding then part (on a tiny problem two
+    processes ended 0.4 of the way moved from one process, with losses equal to 1e-4).
 
     Args:
         params: As in `Muon`.
