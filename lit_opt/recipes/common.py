@@ -114,6 +114,34 @@ MUON_FALLBACK = {
     ),
 }
 
+# Scion's own: lr, decay and radii belong together.
+SCION_SOURCE = "LIONS-EPFL/scion README.md, examples/modded-nanogpt/train_gpt_scion.py, arXiv:2502.07529"
+SCION_LR = Value(
+    2**-12,
+    unit="peak, per step; multiplies the decay too, and belongs to radius 50",
+    common_practice="2^-12; 3.6e-4 at 0.5 M tokens in modded-nanogpt",
+    source=SCION_SOURCE,
+)
+SCION_DECAY = Value(
+    1.0,
+    unit="times lr; 1 is the constrained method, 0 the unconstrained one",
+    common_practice="1 (constrained)",
+    source=SCION_SOURCE,
+)
+SCION = {
+    "momentum": Value(
+        0.1,
+        unit="weight of the new gradient; others call it 0.9",
+        common_practice="0.1; up to 0.5 for short runs with little noise",
+        source=SCION_SOURCE,
+    ),
+    "norm": Value("Spectral", unit="norm of the hidden matrices", common_practice="Spectral", source=SCION_SOURCE),
+    "scale": Value(50.0, unit="radius of the hidden matrices", common_practice="50", source=SCION_SOURCE),
+    "last_scale": Value(
+        3000.0, unit="radius of head and embedding, norm Sign", common_practice="3000", source=SCION_SOURCE
+    ),
+}
+
 BF16 = Value(
     "bf16-mixed",
     unit="Trainer(precision=...)",

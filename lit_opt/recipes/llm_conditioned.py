@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from lit_opt.recipes.common import MUON_FALLBACK, NO_DECAY
+from lit_opt.recipes.common import MUON_FALLBACK, NO_DECAY, SCION_DECAY, SCION_LR, SCION_SOURCE
+from lit_opt.recipes.common import SCION as SCION_VALUES
 from lit_opt.recipes.llm import PRETRAINING
 from lit_opt.recipes.muon import transferred, unscaled
 from lit_opt.recipes.schema import Decay, Value, Warmup
 
-_SCION = "LIONS-EPFL/scion README.md, examples/modded-nanogpt/train_gpt_scion.py, arXiv:2502.07529"
 _ARO = "arXiv:2602.09006"
 
 SCION = replace(
@@ -21,46 +21,26 @@ SCION = replace(
         "scion",
         unit="registry name; norms and biases go to AdamW",
         common_practice="Scion in its authors' nanoGPT runs; AdamW and Muon elsewhere",
-        source=_SCION,
+        source=SCION_SOURCE,
     ),
     lr=unscaled(
-        Value(
-            2**-12,
-            unit="peak, per step; multiplies the decay too, and belongs to radius 50",
-            common_practice="2^-12; 3.6e-4 at 0.5 M tokens in modded-nanogpt",
-            source=_SCION,
-        ),
+        SCION_LR,
         Value(2**19, unit="tokens", common_practice="0.5 M", source="train_gpt_scion.py (512 x 1024)"),
         "tokens",
     ),
-    weight_decay=Value(
-        1.0,
-        unit="times lr; 1 is the constrained method, 0 the unconstrained one",
-        common_practice="1 (constrained)",
-        source=_SCION,
-    ),
-    hyperparameters={
-        "momentum": Value(
-            0.1,
-            unit="weight of the new gradient; others call it 0.9",
-            common_practice="0.1; up to 0.5 for short runs with little noise",
-            source=_SCION,
-        ),
-        "norm": Value("Spectral", unit="norm of the hidden matrices", common_practice="Spectral", source=_SCION),
-        "scale": Value(50.0, unit="radius of the hidden matrices", common_practice="50", source=_SCION),
-        "last_scale": Value(
-            3000.0, unit="radius of head and embedding, norm Sign", common_practice="3000", source=_SCION
-        ),
-    },
+    weight_decay=SCION_DECAY,
+    hyperparameters=SCION_VALUES,
     # The radius is the decay's doing, and the embedding (tied to the head there) has one.
-    no_decay=replace(NO_DECAY, number=("bias", "norm", "position", "token", "scale", "ssm", "vector"), source=_SCION),
+    no_decay=replace(
+        NO_DECAY, number=("bias", "norm", "position", "token", "scale", "ssm", "vector"), source=SCION_SOURCE
+    ),
     warmup=Warmup(
-        length=Value(0.0, unit="fraction of the run", common_practice="none", source=_SCION),
-        start=Value(0.0, unit="fraction of the peak", common_practice="0", source=_SCION),
+        length=Value(0.0, unit="fraction of the run", common_practice="none", source=SCION_SOURCE),
+        start=Value(0.0, unit="fraction of the peak", common_practice="0", source=SCION_SOURCE),
     ),
     decay=Decay(
-        kind=Value("wsd", unit="shape", common_practice="constant, then linear", source=_SCION),
-        final=Value(0.0, unit="fraction of the peak", common_practice="0", source=_SCION),
+        kind=Value("wsd", unit="shape", common_practice="constant, then linear", source=SCION_SOURCE),
+        final=Value(0.0, unit="fraction of the peak", common_practice="0", source=SCION_SOURCE),
         cooldown=Value(
             0.28,
             unit="fraction of the run, or steps from 1 up",
@@ -72,7 +52,7 @@ SCION = replace(
         0.0,
         unit="global gradient norm, 0 is off",
         common_practice="off: only the gradient's direction counts",
-        source=_SCION,
+        source=SCION_SOURCE,
     ),
     fallback=MUON_FALLBACK,
 )

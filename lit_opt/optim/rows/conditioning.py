@@ -9,9 +9,7 @@ from typing import Any
 from lit_opt.optim.matrix.coefficients import PRESETS
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
 from lit_opt.optim.state import Buffer, Scratch, Shape, adam_state, like_parameter
-from lit_opt.recipes.schema import Value
-
-_SCION = "LIONS-EPFL/scion README.md and examples/modded-nanogpt/train_gpt_scion.py, arXiv:2502.07529"
+from lit_opt.recipes.common import SCION, SCION_DECAY, SCION_LR
 
 
 def _scion_state(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
@@ -69,36 +67,12 @@ ROWS = (
         limits={"momentum": (0.0, math.nextafter(1.0, 2.0))},
         settings={
             "llm": Published(
-                lr=Value(
-                    2**-12,
-                    unit="peak, per step; multiplies the decay too, and belongs to radius 50",
-                    common_practice="2^-12 with radius 50 (head and embedding 3000)",
-                    source=_SCION,
-                ),
-                weight_decay=Value(
-                    1.0,
-                    unit="times lr; 1 is the constrained method, 0 the unconstrained one",
-                    common_practice="1 (constrained)",
-                    source=_SCION,
-                ),
+                lr=SCION_LR,
+                weight_decay=SCION_DECAY,
                 reference_batch=None,
                 rule="none",
                 batch_unit="tokens",
-                hyperparameters={
-                    "momentum": Value(
-                        0.1,
-                        unit="weight of the new gradient; others call it 0.9",
-                        common_practice="0.1; up to 0.5 for short runs with little noise",
-                        source=_SCION,
-                    ),
-                    "norm": Value(
-                        "Spectral", unit="norm of the hidden matrices", common_practice="Spectral", source=_SCION
-                    ),
-                    "scale": Value(50.0, unit="radius of the hidden matrices", common_practice="50", source=_SCION),
-                    "last_scale": Value(
-                        3000.0, unit="radius of head and embedding, norm Sign", common_practice="3000", source=_SCION
-                    ),
-                },
+                hyperparameters=SCION,
             ),
         },
         matrix=True,
