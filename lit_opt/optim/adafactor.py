@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim import Optimizer
+
+from lit_opt.optim.one_by_one import OneByOne
 
 
-class Adafactor(Optimizer):
+class Adafactor(OneByOne):
     """Adam's second moment from its row and column means: O(rows + columns) memory, no first moment.
 
     Of the four Adafactors in use this is the paper's (algorithm 4), which torch.optim.Adafactor and transformers equal
@@ -68,19 +68,6 @@ class Adafactor(Optimizer):
                 "weight_decay": weight_decay,
             },
         )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what the closure returned, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.numel():
-                    self._update(param, group)
-        return loss
 
     def _update(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from lit_opt.optim.adafactor import mean_over
+from lit_opt.optim.one_by_one import OneByOne
 
 
-class AdafactorBigVision(Optimizer):
+class AdafactorBigVision(OneByOne):
     """AdamW's rate and decay with a factored second moment and a momentum in bfloat16.
 
     timm's class of the same name equals it bit for bit on float32 weights. There, the group holds a torch.dtype, and
@@ -69,19 +68,6 @@ class AdafactorBigVision(Optimizer):
                 "min_dim_size_to_factor": min_dim_size_to_factor,
             },
         )
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update; returns what the closure returned, or None."""
-        loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        for group in self.param_groups:
-            for param in group["params"]:
-                if param.grad is not None and param.numel():
-                    self._update(param, group)
-        return loss
 
     def _update(self, param: Tensor, group: dict[str, Any]) -> None:
         state = self.state[param]
