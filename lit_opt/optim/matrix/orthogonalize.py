@@ -145,7 +145,7 @@ def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype
         # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
         norm = norm.where(usual, _norms(batch).clamp_min_(1.0))
     inverse = norm.mul_(SAFETY.get(preset, 1.0)).reciprocal_()
-    x = torch.mul(batch, inverse, out=batch if dtype == batch.dtype else torch.empty_like(batch, dtype=dtype))
+    x = batch.mul_(inverse).to(dtype)
     if preset == "svd":
         return _exact(x)
     return newton_schulz(x, preset, ns_steps)
@@ -200,7 +200,7 @@ def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
     r, q = _gram_matrix(x), None
     for step, (a, b, c) in enumerate(triples):
         if step in restarts and q is not None:
-            x = x @ q if _is_tall(x) else q @ x
+            x = _product(x, q) if _is_tall(x) else _product(q, x)
             r, q = _gram_matrix(x), None
         polynomial = _symmetric(r, r, r, b, c)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
@@ -208,7 +208,7 @@ def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
         if step + 1 < len(triples) and step + 1 not in restarts:
             r = _symmetric(_symmetric(polynomial, r), polynomial)
     assert q is not None
-    return x @ q if _is_tall(x) else q @ x
+    return _product(x, q) if _is_tall(x) else _product(q, x)
 
 
 def _is_tall(x: Tensor) -> bool:
@@ -218,6 +218,11 @@ def _is_tall(x: Tensor) -> bool:
 def _gram_matrix(x: Tensor) -> Tensor:
     """X X' or X' X, on the smaller side."""
     return _symmetric(x.mT, x) if _is_tall(x) else _symmetric(x, x.mT)
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    # Not a @ b: for batches it takes 5 us more on a CPU, a tenth of a product of 12 matrices of 64 x 64.
+    return (torch.mm if a.ndim == 2 else torch.bmm)(a, b)
 
 
 def _add_product(c: Tensor, a: Tensor, b: Tensor, beta: float, alpha: float = 1.0) -> Tensor:
@@ -231,7 +236,7 @@ def _symmetric(a: Tensor, b: Tensor, c: Tensor | None = None, beta: float = 0.0,
     """
     rows = a.size(-2)
     if a.ndim == 3 or rows < _BLOCKED_FROM or a.numel() < _BLOCKED_SIZE.get(a.dtype, 0):
-        return a @ b if c is None else _add_product(c, a, b, beta, alpha)
+        return _product(a, b) if c is None else _add_product(c, a, b, beta, alpha)
     out = a.new_empty(rows, rows)
     _symmetric_into(out, a, b, c, beta, alpha, 2 * _LEAST_BLOCK.get(a.dtype, 96))
     return out
