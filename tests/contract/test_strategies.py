@@ -119,7 +119,7 @@ def check(name: str, kind: str, precision: str, runs: list[dict[str, Any]], alon
         return  # each process goes up by its own gradient
     # Their bases follow the gradients. Those of this small problem have fewer directions than the matrices, so that the
     # rounding of an all-reduce turns what is left of a basis; losses and norms agree.
-    follows = {"aro": 0.6, "soap": 0.1, "splus": 0.1}.get(row.name, 0.0)
+    follows = 0.1 if row.name in ("aro", "soap", "splus") else 0.0
     low = precision != "32-true"
     near = 1e-3 if follows else 1e-5
     bound = (LOOSE_MATRIX if row.matrix else LOOSE) if low else 1e-3 if row.matrix else 1e-4

@@ -13,8 +13,11 @@ from torch import Tensor
 
 # Eigenvalues up to this many roundings of the largest are rounding (measured: 1 to 2, for sides of 8 to 512).
 _NULL = 8
+# Rotated numbers up to this power of the rounding, beside their largest, are rounding: rotation by eigenvectors of a
+# squared matrix has errors of some hundred roundings (measured up to 2,600).
+ROUNDING = 0.75
 # Columns of a QR whose diagonal is below this many times that bound are next to dependent.
-_DEPENDENT = 32
+DEPENDENT = 32
 
 
 def rounding_floor(values: Tensor) -> Tensor:
@@ -56,7 +59,7 @@ def eigenbasis(factor: Tensor) -> Tensor:
     for index, null in enumerate(nulls.tolist()):
         if null:
             space = vectors[index, :, -null:]
-            vectors[index, :, -null:] = space @ _null_turn(space)
+            vectors[index, :, -null:] = space @ null_turn(space)
     return vectors
 
 
@@ -82,7 +85,7 @@ def power_step(product: Tensor, factor: Tensor) -> Tensor:
     reflectors = torch.geqrf(product)  # torch.linalg.qr without the copies of R
     sizes = reflectors[0].diagonal(dim1=-2, dim2=-1).abs()
     basis = torch.linalg.householder_product(*reflectors)
-    firm = (sizes > rounding_floor(sizes) * _DEPENDENT).cumprod(-1).sum(-1)
+    firm = (sizes > rounding_floor(sizes) * DEPENDENT).cumprod(-1).sum(-1)
     for index, first in enumerate(firm.tolist()):
         if first < sizes.size(-1):
             rest = basis[index, :, first:]
@@ -96,12 +99,25 @@ def _inner_basis(inner: Tensor, space: Tensor, largest: Tensor) -> Tensor:
     turn = turn.flip(-1)
     null = int((values <= rounding_floor(largest[None])).sum())
     if null:
-        turn[:, turn.size(-1) - null :] = turn[:, turn.size(-1) - null :] @ _null_turn(space @ turn[:, -null:])
+        turn[:, turn.size(-1) - null :] = turn[:, turn.size(-1) - null :] @ null_turn(space @ turn[:, -null:])
     return turn
 
 
-def _null_turn(space: Tensor) -> Tensor:
-    """Eigenvectors of N^T diag(1 ... side) N for N, (side, n): N times them depends on the space alone, but for signs."""
+def null_turn(space: Tensor) -> Tensor:
+    """What turns any basis of a space into one that depends on the space alone, but for signs.
+
+    Args:
+        space: N, (side, n), orthonormal columns.
+
+    Returns:
+        (n, n), eigenvectors of N^T diag(1 ... side) N.
+
+    Example:
+        >>> import torch
+        >>> null_turn(torch.eye(3)[:, [2, 0]]).abs()
+        tensor([[0., 1.],
+                [1., 0.]])
+    """
     weights = torch.arange(1, space.size(0) + 1, device=space.device, dtype=space.dtype) / space.size(0)
     return eigh(space.mT @ (weights[:, None] * space))[1]
 
@@ -163,8 +179,7 @@ def without_rounding(rotated: Tensor) -> Tensor:
         tensor([[[1.0000, 0.0000],
                  [0.0010, 0.0000]]])
     """
-    # Rotation by eigenvectors of a squared matrix has errors of some hundred roundings (measured up to 2,600).
-    share = torch.finfo(rotated.dtype).eps ** 0.75
+    share = torch.finfo(rotated.dtype).eps ** ROUNDING
     if rotated.size(0) == 1 and rotated.device.type == "cpu":
         low, high = torch.aminmax(rotated)
         return torch.nn.functional.hardshrink(rotated, max(-low.item(), high.item()) * share)

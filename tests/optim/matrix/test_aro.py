@@ -85,6 +85,42 @@ def test_a_zero_gradient_moves_nothing_but_the_decay():
     assert torch.allclose(weight, torch.full((3, 5), 0.95))
 
 
+def low_rank_gradients(rank: int, shape: tuple[int, int], dtype: torch.dtype, change: float) -> list[torch.Tensor]:
+    """Ten of one column space and one row space, with a relative change of their entries that has full rank."""
+    generator = torch.Generator().manual_seed(0)
+    left, right, *middle = (
+        torch.randn(size, generator=generator, dtype=torch.float64)
+        for size in ((shape[0], rank), (rank, shape[1]), *[(rank, rank)] * 10)
+    )
+    return [
+        (left @ x @ right * (1 + change * torch.randn(shape, generator=generator, dtype=torch.float64))).to(dtype)
+        for x in middle
+    ]
+
+
+@pytest.mark.parametrize(("dtype", "change"), [(torch.float64, 1e-15), (torch.float32, 1e-7)], ids=str)
+@pytest.mark.parametrize("base", ["sinkhorn", "row"])
+@pytest.mark.parametrize("rank", [2, 3, 6])
+@pytest.mark.parametrize("shape", [(6, 9), (9, 6), (12, 12), (32, 40)], ids=str)
+def test_rounding_does_not_fill_the_directions_that_the_momentum_lacks(
+    shape: tuple[int, int], rank: int, base: str, dtype: torch.dtype, change: float
+):
+    """With Householder's decomposition alone the weights end as far apart as they have moved.
+
+    What is left comes from directions of the momentum that are little more than rounding: they are lengthened.
+    """
+    ends = []
+    for amount in (0.0, change):
+        weight = Parameter(torch.zeros(shape, dtype=dtype))
+        optimizer = build("aro", [weight], lr=0.01, base=base)
+        for weight.grad in low_rank_gradients(rank, shape, dtype, amount):
+            optimizer.step()
+        ends.append(weight.detach())
+        turn = optimizer.state[weight]["rotation"][0]
+        assert torch.allclose(turn.mT @ turn, torch.eye(len(turn), dtype=dtype), atol=1e-5)
+    assert (ends[1] - ends[0]).norm() <= 0.05 * ends[0].norm()
+
+
 def test_parts_of_a_fused_weight_have_rotations_of_their_own():
     torch.manual_seed(0)
     fused = Parameter(torch.zeros(9, 4))
