@@ -157,7 +157,7 @@ def bare_step(params: list[Parameter]) -> Callable[[], None]:
         batch = torch.empty(len(params), *params[0].shape)
         torch.stack(buffers, out=batch)
         torch.lerp(torch.stack(grads), batch, 0.95, out=batch)
-        update = orthogonalize_(batch, "polar_express", 5, torch.float32)
+        update = orthogonalize_([batch], "polar_express", 5, torch.float32)[0]
         torch._foreach_add_(params, update.unbind(), alpha=-1e-5)
 
     return step

@@ -84,7 +84,7 @@ def gathering(params: list[Any]) -> Callable[[], None]:
         for (rows, cols), indices in shapes.items():
             mixed: list[Any] = [torch.lerp(params[i].grad, buffers[i], 0.95) for i in indices]
             wholes = [one.full_tensor() for one in mixed]
-            updates = orthogonalize_(torch.stack(wholes), "jordan", 5, torch.bfloat16).float()
+            updates = orthogonalize_([torch.stack(wholes)], "jordan", 5, torch.bfloat16)[0].float()
             for i, update in zip(indices, updates, strict=True):
                 local(params[i]).add_(own_part(update, params[i]), alpha=-1e-5 * max(1, rows / cols) ** 0.5)
 

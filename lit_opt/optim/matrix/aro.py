@@ -222,10 +222,15 @@ class Aro(MatrixOptimizer):
     def _beside(self, chunk: Chunk) -> int:
         return self._side(chunk) ** 2
 
-    def _direction(self, chunk: Chunk, batch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        assert kept is not None
-        update, rotations = _directions(_turned(chunk, batch), kept, chunk.options)
-        return _turned(chunk, update).contiguous(), rotations
+    def _directions(
+        self, chunks: Sequence[Chunk], batches: Sequence[Tensor], kept: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        found: list[tuple[Tensor, Tensor | None]] = []
+        for chunk, batch, rotations in zip(chunks, batches, kept, strict=True):
+            assert rotations is not None
+            update, turned = _update_of(_turned(chunk, batch), rotations, chunk.options)
+            found.append((_turned(chunk, update).contiguous(), turned))
+        return found
 
     def _side(self, chunk: Chunk) -> int:
         return min(chunk.shape[1:]) if _rotates_columns(chunk) else chunk.shape[1]
@@ -245,7 +250,7 @@ class Aro(MatrixOptimizer):
         return -self.param_groups[index]["lr"]
 
 
-def _directions(matrices: Tensor, rotations: Tensor, options: Group) -> tuple[Tensor, Tensor]:
+def _update_of(matrices: Tensor, rotations: Tensor, options: Group) -> tuple[Tensor, Tensor]:
     if not options["qr_shift"]:
         # By the largest entry, so that no square vanishes or overflows; f and the rotation know directions alone.
         largest = matrices.abs().amax((-2, -1), keepdim=True)

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.exchange import rounds
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
-from lit_opt.optim.matrix.plan import Chunk, make_plan
+from lit_opt.optim.matrix.plan import Chunk, bundles, make_plan
 from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, capacity
 from lit_opt.optim.matrix.preconditioned_cost import chunk_flops, preconditioned_scratch
 from lit_opt.optim.matrix.sharded import AT_ONCE
@@ -106,9 +106,9 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
         )
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
     most = before = 0
-    for chunk in chunks:
-        most = max(most, _at_work(chunk, chunk.shape[0], normalises, cuda) + before)
-        before = math.prod(chunk.shape) * _compute_width(chunk, cuda)
+    for some in bundles(chunks):
+        most = max(most, before + sum(_at_work(chunk, chunk.shape[0], normalises, cuda) for chunk in some))
+        before = sum(math.prod(chunk.shape) * _compute_width(chunk, cuda) for chunk in some)
     return most
 
 

@@ -23,7 +23,7 @@ from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_,
 from lit_opt.optim.matrix.groups import complete_group
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan, matrices_and_rest
+from lit_opt.optim.matrix.plan import Chunk, Slot, bundles, make_plan, matrices_and_rest
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_divided
@@ -129,14 +129,16 @@ class MatrixOptimizer(Optimizer):
     def _step_matrices(self, chunks: list[Chunk]) -> None:
         step_divided(self, self._routes or ())
         mixes: Mixes = {}
-        for chunk in chunks:
-            batch = self._gather(chunk, mixes)
-            kept = [self._kept(chunk, slot) for slot in chunk.slots] if self._beside(chunk) else []
-            update, changed = self._direction(chunk, batch, torch.cat(kept).to(chunk.dtype) if kept else None)
-            if changed is not None:
-                torch._foreach_copy_(kept, [changed[slot.place] for slot in chunk.slots])
-            # The batch is scratch by now.
-            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
+        for some in bundles(chunks):
+            batches = [self._gather(chunk, mixes) for chunk in some]
+            views = [[self._kept(chunk, slot) for slot in chunk.slots] if self._beside(chunk) else [] for chunk in some]
+            kept = [torch.cat(view).to(chunk.dtype) if view else None for chunk, view in zip(some, views, strict=True)]
+            found = self._directions(some, batches, kept)
+            for chunk, batch, view, (update, changed) in zip(some, batches, views, found, strict=True):
+                if changed is not None:
+                    torch._foreach_copy_(view, [changed[slot.place] for slot in chunk.slots])
+                # The batch is scratch by now.
+                self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:
@@ -224,12 +226,12 @@ class MatrixOptimizer(Optimizer):
             mix_(target, estimate, buffer, share)
         return batch
 
-    def _precondition(self, chunk: Chunk, batch: Tensor) -> Tensor:
-        """Stage 3: P(G), orthogonalisation. It may use the batch as scratch."""
-        options = chunk.options
-        preset, side = options["orthogonalize"], min(chunk.shape[1:])
-        dtype = compute_dtype(preset, options["ns_dtype"], chunk.dtype, batch.device, side)
-        return orthogonalize_(batch, preset, options["ns_steps"], dtype)
+    def _preconditioned(self, chunks: Sequence[Chunk], batches: Sequence[Tensor]) -> list[Tensor]:
+        """Stage 3: P(G), orthogonalisation. It may use the batches as scratch."""
+        options, shape = chunks[0].options, chunks[0].shape
+        preset, side = options["orthogonalize"], min(shape[1:])
+        dtype = compute_dtype(preset, options["ns_dtype"], chunks[0].dtype, batches[0].device, side)
+        return orthogonalize_(batches, preset, options["ns_steps"], dtype)
 
     def _beside(self, chunk: Chunk) -> int:
         """Numbers that P changes for each matrix of a chunk, beside the momentum: every process keeps all of them."""
@@ -239,15 +241,19 @@ class MatrixOptimizer(Optimizer):
         """These numbers of a slot's matrices, (count, ...), a view of the state."""
         return self._row_moments(slot)
 
-    def _direction(self, chunk: Chunk, batch: Tensor, kept: Tensor | None) -> tuple[Tensor, Tensor | None]:
-        """Stages 3 and 4 of whole matrices, anywhere: directions, and what is kept of them, changed."""
-        update = self._precondition(chunk, batch)
-        if self.stages.normalise is None or kept is None:
-            return update, None
-        # The batch is scratch by now.
-        update = batch.copy_(update) if update.dtype != batch.dtype else update
-        self.stages.normalise(update, kept, chunk.options)
-        return update, kept
+    def _directions(
+        self, chunks: Sequence[Chunk], batches: Sequence[Tensor], kept: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Stages 3 and 4 of whole matrices, anywhere: for each chunk directions, and what is kept of them, changed."""
+        found: list[tuple[Tensor, Tensor | None]] = []
+        updates = self._preconditioned(chunks, batches)
+        for chunk, batch, update, beside in zip(chunks, batches, updates, kept, strict=True):
+            if self.stages.normalise is not None and beside is not None:
+                # The batch is scratch by now.
+                update = batch.copy_(update) if update.dtype != batch.dtype else update
+                self.stages.normalise(update, beside, chunk.options)
+            found.append((update, beside))
+        return found
 
     def _apply(self, chunk: Chunk, update: Tensor) -> None:
         """Scale, decay and apply."""

@@ -14,7 +14,7 @@ Paths, all equal up to rounding (tests/optim/matrix/test_orthogonalize.py):
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
@@ -31,6 +31,8 @@ _BLOCKED_SIZE = {torch.bfloat16: 400_000}
 _LEAST_BLOCK = {torch.bfloat16: 192}
 _GRAM_FROM_RATIO = 2
 _BFLOAT16_FROM = 64
+# Shorter sides up to which batches of several shapes are iterated on together.
+_TOGETHER_UP_TO = 64
 # Norms whose squares neither vanish nor overflow in float32, with a wide margin.
 _USUAL = (1e-10, 1e15)
 # Gram path: (first restart, steps between two).
@@ -80,7 +82,7 @@ def orthogonalize(matrices: Tensor, preset: str = "polar_express", ns_steps: int
     working = torch.promote_types(matrices.dtype, torch.float32)
     dtype = compute_dtype(preset, ns_dtype, working, matrices.device, min(matrices.shape[-2:]))
     batch = batch.to(working, copy=True)
-    return orthogonalize_(batch, preset, ns_steps, dtype).to(matrices.dtype).reshape(matrices.shape)
+    return orthogonalize_([batch], preset, ns_steps, dtype)[0].to(matrices.dtype).reshape(matrices.shape)
 
 
 def compute_dtype(preset: str, ns_dtype: str, working: torch.dtype, device: torch.device, side: int) -> torch.dtype:
@@ -115,75 +117,109 @@ def _native_bfloat16() -> bool:
     return any(probe is not None and probe() for probe in probes)
 
 
-def orthogonalize_(batch: Tensor, preset: str, ns_steps: int, dtype: torch.dtype) -> Tensor:
-    """`orthogonalize` without checks, which uses `batch` as scratch.
+def orthogonalize_(batches: Sequence[Tensor], preset: str, ns_steps: int, dtype: torch.dtype) -> list[Tensor]:
+    """`orthogonalize` without checks, which uses the batches as scratch.
 
     Args:
-        batch: (count, rows, cols), contiguous float32 or float64; its contents are lost.
+        batches: (count, rows, cols) each, contiguous float32 or float64; their contents are lost. Several have the same
+            shorter side, so that their small matrices are iterated on together.
         preset: As in `orthogonalize`.
         ns_steps: As in `orthogonalize`.
         dtype: What to compute in.
 
     Returns:
-        (count, rows, cols) in `dtype`.
+        (count, rows, cols) each, in `dtype`.
 
     Example:
         >>> import torch
-        >>> orthogonalize_(torch.zeros(1, 2, 3), "jordan", 5, torch.float32).abs().sum()
+        >>> orthogonalize_([torch.zeros(1, 2, 3)], "jordan", 5, torch.float32)[0].abs().sum()
         tensor(0.)
     """
+    scaled = [_scaled(batch, SAFETY.get(preset, 1.0)).to(dtype) for batch in batches]
+    return [_exact(x) for x in scaled] if preset == "svd" else newton_schulz(scaled, preset, ns_steps)
+
+
+def _scaled(batch: Tensor, safety: float) -> Tensor:
+    """In place to a norm of 1 / safety."""
     if batch.numel() == 0:
-        return batch.to(dtype)
+        return batch
     norm = _norms(batch)
-    usual = (norm > _USUAL[0]) & (norm < _USUAL[1])
-    # Read on a CPU alone: elsewhere it would wait for the device.
-    if norm.device.type != "cpu" or torch.compiler.is_compiling() or not bool(usual.all()):
+    if not _are_usual(norm):
+        usual = (norm > _USUAL[0]) & (norm < _USUAL[1])
         # By the largest entry first and then by the norm, so that no square overflows or vanishes.
         # Infinity norms are 25 times slower than this on a CPU (torch 2.15).
         largest = torch.maximum(batch.amax(dim=(-2, -1), keepdim=True), batch.amin(dim=(-2, -1), keepdim=True).neg_())
         batch.div_(largest.where(~usual & (largest != 0), 1.0))
         # Not below 1 unless the matrix is zero: the largest entry is 1 now. A NaN goes through.
         norm = norm.where(usual, _norms(batch).clamp_min_(1.0))
-    inverse = norm.mul_(SAFETY.get(preset, 1.0)).reciprocal_()
-    x = batch.mul_(inverse).to(dtype)
-    if preset == "svd":
-        return _exact(x)
-    return newton_schulz(x, preset, ns_steps)
+    return batch.mul_(norm.mul_(safety).reciprocal_())
 
 
 def _norms(batch: Tensor) -> Tensor:
     return torch.linalg.vector_norm(batch, dim=(-2, -1), keepdim=True)
 
 
-def newton_schulz(x: Tensor, preset: str, ns_steps: int) -> Tensor:
-    """Iterate on (count, rows, cols), contiguous, with singular values in [0, 1 / safety], by the fastest path.
+def _are_usual(norm: Tensor) -> bool:
+    """Read on a CPU alone: elsewhere it would wait for the device."""
+    if norm.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    low, high = torch.aminmax(norm)
+    return _USUAL[0] < low.item() and high.item() < _USUAL[1]
+
+
+def newton_schulz(xs: Sequence[Tensor], preset: str, ns_steps: int) -> list[Tensor]:
+    """Iterate on batches (count, rows, cols), contiguous, with singular values in [0, 1 / safety], by the fastest path.
 
     The small side is multiplied where it is, so that nothing is transposed: in bfloat16 a CPU takes a thousand times
     longer to write a product into transposed strides.
 
+    Args:
+        xs: Of one shorter side and dtype; they may be written to.
+        preset: As in `orthogonalize`.
+        ns_steps: As in `orthogonalize`.
+
     Example:
         >>> import torch
-        >>> newton_schulz(torch.eye(2)[None] / 2, "polar_express", 8)[0, 0, 0].round(decimals=4)
+        >>> newton_schulz([torch.eye(2)[None] / 2], "polar_express", 8)[0][0, 0, 0].round(decimals=4)
         tensor(1.)
     """
-    triples = coefficients(preset, ns_steps)
-    short, long = sorted(x.shape[-2:])
-    restarts = _RESTARTS_BFLOAT16.get(preset) if x.dtype == torch.bfloat16 else _RESTARTS
-    if x.dtype == torch.bfloat16 and ns_steps > _GRAM_STEPS_BFLOAT16.get(preset, ns_steps):
+    triples, dtype = coefficients(preset, ns_steps), xs[0].dtype
+    restarts = _RESTARTS_BFLOAT16.get(preset) if dtype == torch.bfloat16 else _RESTARTS
+    if dtype == torch.bfloat16 and ns_steps > _GRAM_STEPS_BFLOAT16.get(preset, ns_steps):
         restarts = None
-    iterate: Callable[[Tensor, tuple[Triple, ...]], Tensor] = _standard
-    if restarts is not None and long >= _GRAM_FROM_RATIO * short:
+    iterate: Callable[[Sequence[Tensor], tuple[Triple, ...]], list[Tensor]] = _standard
+    if restarts is not None and all(max(x.shape[1:]) >= _GRAM_FROM_RATIO * min(x.shape[1:]) for x in xs):
         iterate = partial(_gram, restarts=range(restarts[0], ns_steps, restarts[1]))
-        if preset == "polar_express" and x.dtype == torch.bfloat16:
+        if preset == "polar_express" and dtype == torch.bfloat16:
             triples = tuple((a / m, b / m, c / m) for (a, b, c), m in zip(triples, _margins(ns_steps), strict=True))
-    if x.device.type == "cpu" and short >= _BLOCKED_FROM:
-        for index in range(x.size(0)):
-            x[index] = iterate(x[index], triples)
-        return x
-    return iterate(x, triples)
+    if xs[0].device.type == "cpu" and min(xs[0].shape[1:]) >= _BLOCKED_FROM:
+        for x in (matrix for batch in xs for matrix in batch):
+            x.copy_(iterate([x], triples)[0])
+        return list(xs)
+    return iterate(xs, triples)
 
 
-def _standard(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
+def companions(shape: Sequence[int]) -> int | None:
+    """Batches for which this is the same number gain from being orthogonalised in one call; None for none.
+
+    Their Gram matrices are small, and a product of three times as many takes twice as long.
+
+    Args:
+        shape: (count, rows, cols).
+
+    Example:
+        >>> companions((12, 64, 256)), companions((12, 192, 64)), companions((12, 64, 64))
+        (64, 64, None)
+    """
+    short, long = sorted(shape[1:])
+    return short if short <= _TOGETHER_UP_TO and long >= _GRAM_FROM_RATIO * short else None
+
+
+def _standard(xs: Sequence[Tensor], triples: tuple[Triple, ...]) -> list[Tensor]:
+    return [_standard_one(x, triples) for x in xs]
+
+
+def _standard_one(x: Tensor, triples: tuple[Triple, ...]) -> Tensor:
     for a, b, c in triples:
         gram = _gram_matrix(x)
         polynomial = _symmetric(gram, gram, gram, b, c)
@@ -195,20 +231,30 @@ def _margins(steps: int) -> list[float]:
     return [_MARGIN if step == 2 else 1.0 for step in range(steps)]
 
 
-def _gram(x: Tensor, triples: tuple[Triple, ...], restarts: range) -> Tensor:
+def _gram(xs: Sequence[Tensor], triples: tuple[Triple, ...], restarts: range) -> list[Tensor]:
     """X_k = Q_k X_0 with Q_k a polynomial of R_0 = X_0 X_0'; R, Q and each step's polynomial are symmetric and commute."""
-    r, q = _gram_matrix(x), None
+    r, q = _gram_matrices(xs), None
     for step, (a, b, c) in enumerate(triples):
         if step in restarts and q is not None:
-            x = _product(x, q) if _is_tall(x) else _product(q, x)
-            r, q = _gram_matrix(x), None
+            xs = _multiplied(xs, q)
+            r, q = _gram_matrices(xs), None
         polynomial = _symmetric(r, r, r, b, c)
         polynomial.diagonal(dim1=-2, dim2=-1).add_(a)
         q = polynomial if q is None else _symmetric(q, polynomial)
         if step + 1 < len(triples) and step + 1 not in restarts:
             r = _symmetric(_symmetric(polynomial, r), polynomial)
     assert q is not None
-    return _product(x, q) if _is_tall(x) else _product(q, x)
+    return _multiplied(xs, q)
+
+
+def _gram_matrices(xs: Sequence[Tensor]) -> Tensor:
+    return _gram_matrix(xs[0]) if len(xs) == 1 else torch.cat([_gram_matrix(x) for x in xs])
+
+
+def _multiplied(xs: Sequence[Tensor], q: Tensor) -> list[Tensor]:
+    """Each batch by its part of Q."""
+    parts = [q] if len(xs) == 1 else q.split([len(x) for x in xs])
+    return [_product(x, part) if _is_tall(x) else _product(part, x) for x, part in zip(xs, parts, strict=True)]
 
 
 def _is_tall(x: Tensor) -> bool:

@@ -15,11 +15,13 @@ from lit_opt.averaging.shards import is_sharded
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
-from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
+from lit_opt.optim.matrix.orthogonalize import companions, orthogonalization_flops
 
 # Scratch of a step: 64 MB, or eight matrices where launches cost more than memory.
 _SCRATCH_BYTES = 64 * 2**20
 _GPU_BATCH = 8
+# The share of it that chunks have which are orthogonalised in one call: they take up to eight times their own size.
+_BUNDLE_SHARE = 8
 
 
 @dataclass(frozen=True)
@@ -152,6 +154,27 @@ def make_plan(
             plain = all(slot.plain for slot in slots)
             chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
     return _mark_first(_mark_last(chunks))
+
+
+def bundles(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
+    """Neighbours that gain from being orthogonalised in one call, together small beside the scratch.
+
+    Example:
+        >>> options = {"orthogonalize": "jordan"}
+        >>> shapes = [(2, 64, 64), (2, 64, 256), (2, 192, 64)]
+        >>> [len(some) for some in bundles([Chunk(shape, torch.float32, options, (), True) for shape in shapes])]
+        [1, 2]
+    """
+    found: list[list[Chunk]] = []
+    last: Any = None
+    for chunk in chunks:
+        side = companions(chunk.shape) if "orthogonalize" in chunk.options else None
+        alike = (side, chunk.dtype, chunk.options, chunk.mesh)
+        if side is None or alike != last or sum(one.bytes for one in (*found[-1], chunk)) > _SCRATCH_BYTES // _BUNDLE_SHARE:
+            found.append([])
+        found[-1].append(chunk)
+        last = alike
+    return found
 
 
 def matrices_and_rest(

@@ -162,9 +162,9 @@ def _compute(optimizer: Any, route: Route, batch: Tensor) -> tuple[Tensor, Tenso
     """The directions of this process's matrices, and what the method keeps of them beside the momentum."""
     chunk = route.chunk
     if not optimizer._beside(chunk):
-        return optimizer._direction(chunk, batch, None)
+        return optimizer._directions([chunk], [batch], [None])[0]
     kept = torch.cat([optimizer._kept(chunk, slot).to(chunk.dtype) for slot in chunk.slots])
-    return optimizer._direction(chunk, batch, kept[route.ranges[route.rank]])
+    return optimizer._directions([chunk], [batch], [kept[route.ranges[route.rank]]])[0]
 
 
 def _take(
