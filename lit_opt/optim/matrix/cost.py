@@ -78,8 +78,7 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
     """Largest memory that the matrices of a step take at once in one process, beside gradients and state.
 
     A batch is held as it was gathered; the iteration keeps its start, the last and the next iterate, and two products
-    on the small side (four on the Gram path); the update of the batch before is still there. Of several processes that
-    divide the work each has the batch of the matrices that it owns, beside it what it sends and receives of the next
+    on the small side (four on the Gram path). Of several processes that divide the work each has the batch of the matrices that it owns, beside it what it sends and receives of the next
     batch, and the results of the last one (lit_opt.optim.matrix.exchange).
 
     Args:
@@ -97,7 +96,7 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
     """
     if isinstance(optimizer, PreconditionedOptimizer):
         return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
-    chunks = planned(optimizer, sharing=sharing, sharded=sharded)
+    chunks = planned(optimizer, sharing=sharing, sharded=sharded, cuda=cuda)
     if max(sharing, sharded) > 1:
         counts = [[part.stop - part.start for part in parts] for parts in shares(chunks, max(sharing, sharded))]
         owned = sorted(set(zip(*counts, strict=True)))
@@ -105,11 +104,8 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
             (_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned), default=0
         )
     normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
-    most = before = 0
-    for some in bundles(chunks):
-        most = max(most, before + sum(_at_work(chunk, chunk.shape[0], normalises, cuda) for chunk in some))
-        before = sum(math.prod(chunk.shape) * _compute_width(chunk, cuda) for chunk in some)
-    return most
+    at_work = [sum(_at_work(chunk, chunk.shape[0], normalises, cuda) for chunk in some) for some in bundles(chunks)]
+    return max(at_work, default=0)
 
 
 def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
@@ -239,7 +235,7 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: b
         optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
         sharing: Processes of a data-parallel run that share the work.
         sharded: Processes among which FSDP2 shards the weights.
-        cuda: As in `scratch_bytes`; what fits into a chunk of SOAP and its kind depends on it.
+        cuda: As in `scratch_bytes`; what fits into a chunk depends on it.
 
     Example:
         >>> import torch
@@ -257,9 +253,6 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: b
         for group in groups
     ]
     shared = optimizer.stages.shared  # type: ignore[attr-defined]
-    if not isinstance(optimizer, PreconditionedOptimizer):
-        return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded)
     device = torch.device("cuda" if cuda else "cpu")
-    return make_plan(
-        groups, matrices, shared, capacity=lambda rows, cols, dtype, _: capacity(rows, cols, dtype, device)
-    )
+    fits = capacity if isinstance(optimizer, PreconditionedOptimizer) else None
+    return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded, capacity=fits, device=device)

@@ -130,15 +130,18 @@ class MatrixOptimizer(Optimizer):
         step_divided(self, self._routes or ())
         mixes: Mixes = {}
         for some in bundles(chunks):
-            batches = [self._gather(chunk, mixes) for chunk in some]
-            views = [[self._kept(chunk, slot) for slot in chunk.slots] if self._beside(chunk) else [] for chunk in some]
-            kept = [torch.cat(view).to(chunk.dtype) if view else None for chunk, view in zip(some, views, strict=True)]
-            found = self._directions(some, batches, kept)
-            for chunk, batch, view, (update, changed) in zip(some, batches, views, found, strict=True):
-                if changed is not None:
-                    torch._foreach_copy_(view, [changed[slot.place] for slot in chunk.slots])
-                # The batch is scratch by now.
-                self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
+            self._step_bundle(some, mixes)
+
+    def _step_bundle(self, chunks: list[Chunk], mixes: Mixes) -> None:
+        batches = [self._gather(chunk, mixes) for chunk in chunks]
+        views = [[self._kept(chunk, slot) for slot in chunk.slots] if self._beside(chunk) else [] for chunk in chunks]
+        kept = [torch.cat(view).to(chunk.dtype) if view else None for chunk, view in zip(chunks, views, strict=True)]
+        found = self._directions(chunks, batches, kept)
+        for chunk, batch, view, (update, changed) in zip(chunks, batches, views, found, strict=True):
+            if changed is not None:
+                torch._foreach_copy_(view, [changed[slot.place] for slot in chunk.slots])
+            # The batch is scratch by now.
+            self._apply(chunk, batch.copy_(update) if update.dtype != batch.dtype else update)
 
     def _evaluate(self, closure: Callable[[], Any] | None) -> Any:
         if closure is None:

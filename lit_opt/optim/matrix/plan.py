@@ -108,6 +108,7 @@ def make_plan(
     sharded: int = 1,
     apart: Callable[[Tensor], Any] | None = None,
     capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
+    device: torch.device | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -119,6 +120,7 @@ def make_plan(
         sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
         apart: Parameters with another value of it are in other chunks.
         capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
+        device: Where the step will run, for parameters that are not there.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -143,11 +145,13 @@ def make_plan(
                 mark = apart(members[0]) if apart is not None else None
                 buckets[(*_whole_shape(piece), kernel, dtype, members[0].device, mesh, mark, *options)].append(piece)
     chunks = []
-    for (rows, cols, kernel, dtype, device, mesh, _, *options), pieces in buckets.items():
+    for (rows, cols, kernel, dtype, where, mesh, _, *options), pieces in buckets.items():
         if capacity is not None:
-            fits = capacity(rows, cols, dtype, device)
+            fits = capacity(rows, cols, dtype, device or where)
         else:
-            fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
+            fits = max(
+                sharing, _capacity(rows, cols, dtype, device or where) * (sharded if mesh is None else mesh.size())
+            )
         options_of = dict(zip(shared, options, strict=True))
         for slots in _packed(pieces, fits):
             count = max(slot.place.stop for slot in slots)
@@ -170,7 +174,11 @@ def bundles(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
     for chunk in chunks:
         side = companions(chunk.shape) if "orthogonalize" in chunk.options else None
         alike = (side, chunk.dtype, chunk.options, chunk.mesh)
-        if side is None or alike != last or sum(one.bytes for one in (*found[-1], chunk)) > _SCRATCH_BYTES // _BUNDLE_SHARE:
+        if (
+            side is None
+            or alike != last
+            or sum(one.bytes for one in (*found[-1], chunk)) > _SCRATCH_BYTES // _BUNDLE_SHARE
+        ):
             found.append([])
         found[-1].append(chunk)
         last = alike
