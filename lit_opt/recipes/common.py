@@ -142,6 +142,44 @@ SCION = {
     ),
 }
 
+SOAP_SOURCE = "nikhilvyas/SOAP README.md, soap.py:47-62"
+SOAP_LR = Value(
+    3e-3, unit="peak, per step, of the matrices and of AdamW beside them", common_practice="3e-3", source=SOAP_SOURCE
+)
+SOAP_DECAY = Value(0.01, unit="times lr, after the update", common_practice="0.01", source=SOAP_SOURCE)
+SOAP = {
+    "betas": Value(
+        (0.95, 0.95),
+        unit="decay of the moments per step; the second is also that of the statistics",
+        common_practice="(0.95, 0.95)",
+        source=SOAP_SOURCE,
+    ),
+    "precondition_frequency": Value(
+        10, unit="steps from one change of the eigenbases to the next", common_practice="10", source=SOAP_SOURCE
+    ),
+}
+
+_SPLUS_RUNS = "kvfrans/splus experiments/run_trials.py"
+SPLUS_LR = Value(
+    0.2,
+    unit="peak, per step, of the matrices, times 2 / (rows + cols)",
+    common_practice="0.2 for common transformers, or Adam's lr x hidden size x 2; the class's default is 0.1",
+    source="kvfrans/splus README.md",
+)
+SPLUS_TOKENS = 2**18
+SPLUS_BATCH = Value(
+    SPLUS_TOKENS,
+    unit="tokens",
+    common_practice="1024 sequences of 256 tokens",
+    source=f"{_SPLUS_RUNS} (batch_size 1024, sequence_length 256)",
+)
+SPLUS_DECAY = Value(
+    0.1,
+    unit="times lr 2 / (rows + cols), after the update",
+    common_practice="0.1 in the paper's runs; the class's default is 0.01",
+    source=_SPLUS_RUNS,
+)
+
 BF16 = Value(
     "bf16-mixed",
     unit="Trainer(precision=...)",

@@ -5,15 +5,22 @@ from __future__ import annotations
 from dataclasses import replace
 
 from lit_opt.recipes import muon
-from lit_opt.recipes.common import DECAYS, MUON_FALLBACK
+from lit_opt.recipes.common import (
+    DECAYS,
+    MUON_FALLBACK,
+    SOAP_DECAY,
+    SOAP_LR,
+    SOAP_SOURCE,
+    SPLUS_BATCH,
+    SPLUS_DECAY,
+    SPLUS_LR,
+)
+from lit_opt.recipes.common import SOAP as SOAP_VALUES
 from lit_opt.recipes.llm import PRETRAINING
 from lit_opt.recipes.schema import Value
 
 _ROUTED = "registry name; embeddings, heads, norms, biases and vectors go to AdamW"
-_SOAP = "nikhilvyas/SOAP README.md, soap.py:47-62"
 _SHAMPOO = "facebookresearch/optimizers distributed_shampoo/README.md example 4"
-_SPLUS = "kvfrans/splus README.md"
-_SPLUS_RUNS = "kvfrans/splus experiments/run_trials.py"
 
 _ADAMW = PRETRAINING.hyperparameters
 SOAP = replace(
@@ -28,12 +35,7 @@ SOAP = replace(
         source="arXiv:2409.11321, nikhilvyas/SOAP soap.py",
     ),
     lr=muon.unscaled(
-        Value(
-            3e-3,
-            unit="peak, per step, of the matrices and of AdamW beside them",
-            common_practice="3e-3 in the README",
-            source=_SOAP,
-        ),
+        SOAP_LR,
         Value(
             2**19,
             unit="tokens",
@@ -42,24 +44,14 @@ SOAP = replace(
         ),
         "tokens",
     ),
-    weight_decay=Value(0.01, unit="times lr, after the update", common_practice="0.01", source=_SOAP),
-    hyperparameters={
-        "betas": Value(
-            (0.95, 0.95),
-            unit="decay of the moments per step; the second is also that of the statistics",
-            common_practice="(0.95, 0.95)",
-            source=_SOAP,
-        ),
-        "precondition_frequency": Value(
-            10, unit="steps from one change of the eigenbases to the next", common_practice="10", source=_SOAP
-        ),
-    },
+    weight_decay=SOAP_DECAY,
+    hyperparameters=SOAP_VALUES,
     fallback={
         "betas": Value(
             (0.95, 0.95),
             unit="decay of the moments per step, of what is left to AdamW",
             common_practice="SOAP's own: the official code takes Adam with these for vectors",
-            source=_SOAP,
+            source=SOAP_SOURCE,
         ),
         "eps": _ADAMW["eps"],
     },
@@ -119,27 +111,8 @@ SPLUS = replace(
         common_practice="the official code takes signs for vectors, at a thousandth of the rate",
         source="arXiv:2506.07254, kvfrans/splus torch/splus.py",
     ),
-    lr=muon.unscaled(
-        Value(
-            0.2,
-            unit="peak, per step, of the matrices, times 2 / (rows + cols)",
-            common_practice="0.2 for common transformers, or Adam's lr x hidden size x 2; the class's default is 0.1",
-            source=_SPLUS,
-        ),
-        Value(
-            2**18,
-            unit="tokens",
-            common_practice="1024 sequences of 256 tokens",
-            source=f"{_SPLUS_RUNS} (batch_size 1024, sequence_length 256)",
-        ),
-        "tokens",
-    ),
-    weight_decay=Value(
-        0.1,
-        unit="times lr 2 / (rows + cols), after the update",
-        common_practice="0.1 in the paper's runs; the class's default is 0.01",
-        source=_SPLUS_RUNS,
-    ),
+    lr=muon.unscaled(SPLUS_LR, SPLUS_BATCH, "tokens"),
+    weight_decay=SPLUS_DECAY,
     hyperparameters={
         "betas": Value(
             (0.9, 0.999),

@@ -8,11 +8,10 @@ from typing import Any
 
 from lit_opt.optim.schema import REQUIRED, OptimizerRow, Published
 from lit_opt.optim.state import STEP, Buffer, Shape, StateOf, adam_state
-from lit_opt.recipes.schema import Value
+from lit_opt.recipes.common import SOAP, SOAP_DECAY, SOAP_LR, SPLUS_DECAY, SPLUS_LR, SPLUS_TOKENS
 
 _GROUP_OPTIONS = ("layout", "split_sizes", "num_heads")
 _CHOICES = {"refresh": ("spread", "together")}
-_SOAP = "nikhilvyas/SOAP README.md, soap.py:47-62"
 
 # (rows, cols, options) -> numbers of each buffer of one matrix
 Numbers = Callable[[int, int, Mapping[str, Any]], dict[str, int]]
@@ -108,27 +107,12 @@ ROWS = (
         choices=_CHOICES,
         settings={
             "llm": Published(
-                lr=Value(
-                    3e-3,
-                    unit="peak, per step; the source names no batch but says the larger the better",
-                    common_practice="3e-3",
-                    source=_SOAP,
-                ),
-                weight_decay=Value(0.01, unit="times lr, after the update", common_practice="0.01", source=_SOAP),
+                lr=SOAP_LR,
+                weight_decay=SOAP_DECAY,
                 reference_batch=None,
                 rule="none",
                 batch_unit="tokens",
-                hyperparameters={
-                    "betas": Value(
-                        (0.95, 0.95),
-                        unit="decay of the moments per step; the second also of the statistics",
-                        common_practice="(0.95, 0.95)",
-                        source=_SOAP,
-                    ),
-                    "precondition_frequency": Value(
-                        10, unit="steps from one change of the bases to the next", common_practice="10", source=_SOAP
-                    ),
-                },
+                hyperparameters=SOAP,
             )
         },
         matrix=True,
@@ -158,19 +142,9 @@ ROWS = (
         global_only=("ema_rate",),
         settings={
             "llm": Published(
-                lr=Value(
-                    0.2,
-                    unit="peak, per step, of the matrices, times 2 / (rows + cols); 1024 x 256 tokens in the paper's runs",
-                    common_practice="0.2 for common transformers, or Adam's lr x hidden size x 2; the class's default is 0.1",
-                    source="kvfrans/splus README.md",
-                ),
-                weight_decay=Value(
-                    0.1,
-                    unit="times lr 2 / (rows + cols), after the update",
-                    common_practice="0.1 in the paper's runs; the class's default is 0.01",
-                    source="kvfrans/splus experiments/run_trials.py",
-                ),
-                reference_batch=2**18,
+                lr=SPLUS_LR,
+                weight_decay=SPLUS_DECAY,
+                reference_batch=SPLUS_TOKENS,
                 rule="none",
                 batch_unit="tokens",
             )
