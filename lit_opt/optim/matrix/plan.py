@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -64,6 +65,7 @@ class Chunk:
         kernel: Columns of each input: the entries of a convolution's kernel, 1 elsewhere.
         opens: (group, parameters) whose first matrices are here, in the order of the slots.
         mesh: The DeviceMesh of parameters that are DTensors; None for plain ones.
+        owners: Which matrices each process of the mesh owns, where that is the same in every step.
     """
 
     shape: tuple[int, int, int]
@@ -74,6 +76,7 @@ class Chunk:
     kernel: int = 1
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
     mesh: Any = None
+    owners: tuple[slice, ...] | None = None
 
     @property
     def bytes(self) -> int:
@@ -89,12 +92,13 @@ class Chunk:
 
 @dataclass
 class _Piece:
-    """Matrices of one shape from one parameter, or from a stack of them side by side."""
+    """Matrices of one shape from one parameter, or from a stack of them side by side; `part` of a block, or all."""
 
     members: list[tuple[Tensor, int, int, slice | None, slice]]
     count: int
     shape: tuple[int, int]
     plain: bool
+    part: slice | None = None
 
 
 def make_plan(
@@ -106,6 +110,7 @@ def make_plan(
     sharded: int = 1,
     apart: Callable[[Tensor], Any] | None = None,
     capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
+    owners: Callable[[Tensor, int], Sequence[slice] | None] | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -117,6 +122,8 @@ def make_plan(
         sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
         apart: Parameters with another value of it are in other chunks.
         capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
+            Of a chunk with owners, those of each of them.
+        owners: (parameter, block) -> which matrices of it each process owns in every step; None for no such thing.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -147,10 +154,10 @@ def make_plan(
         else:
             fits = max(sharing, _capacity(rows, cols, dtype, device) * (sharded if mesh is None else mesh.size()))
         options_of = dict(zip(shared, options, strict=True))
-        for slots in _packed(pieces, fits):
+        for slots, own in _divided(pieces, fits, owners):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh, owners=own))
     return _mark_first(_mark_last(chunks))
 
 
@@ -229,25 +236,54 @@ def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) ->
     return max(1 if device.type == "cpu" else _GPU_BATCH, _SCRATCH_BYTES // each)
 
 
+def _divided(
+    pieces: list[_Piece], fits: int, owners: Callable[[Tensor, int], Sequence[slice] | None] | None
+) -> Iterator[tuple[tuple[Slot, ...], tuple[slice, ...] | None]]:
+    """The chunks of a bucket. With owners each has up to `fits` matrices of every process, the first one's first."""
+    owned = [None if owners is None else owners(piece.members[0][0], piece.members[0][2]) for piece in pieces]
+    ranges = [own for own in owned if own is not None]
+    if not ranges:
+        yield from ((slots, None) for slots in _packed(pieces, fits))
+        return
+    packed = [
+        _packed(
+            [
+                replace(piece, count=own[rank].stop - own[rank].start, part=own[rank])
+                for piece, own in zip(pieces, ranges, strict=True)
+            ],
+            fits,
+        )
+        for rank in range(len(ranges[0]))
+    ]
+    for some in zip_longest(*packed, fillvalue=()):
+        slots: list[Slot] = []
+        ends = [0]
+        for part in some:
+            places = [slice(ends[-1] + slot.place.start, ends[-1] + slot.place.stop) for slot in part]
+            slots += [replace(slot, place=place) for slot, place in zip(part, places, strict=True)]
+            ends.append(places[-1].stop if places else ends[-1])
+        yield tuple(slots), tuple(slice(*pair) for pair in pairwise(ends))
+
+
 def _packed(pieces: list[_Piece], fits: int) -> list[tuple[Slot, ...]]:
     """Fill chunks of at most `fits` matrices in order; a parameter with more is cut."""
     chunks: list[tuple[Slot, ...]] = []
     slots: list[Slot] = []
     filled = 0
     for piece in pieces:
-        done = 0
+        done, skipped = 0, piece.part.start if piece.part is not None else 0
         while done < piece.count:
             take = min(piece.count - done, fits - filled)
-            whole = take == piece.count
+            whole = take == piece.count and piece.part is None
             for param, group, block, columns, used in piece.members:
                 rows = piece.shape[0]
-                first = used.start + done * rows
+                first = used.start + (skipped + done) * rows
                 slots.append(
                     Slot(
                         param=param,
                         group=group,
                         block=block,
-                        part=None if whole else slice(done, done + take),
+                        part=None if whole else slice(skipped + done, skipped + done + take),
                         place=slice(filled, filled + take),
                         columns=columns,
                         shape=piece.shape,

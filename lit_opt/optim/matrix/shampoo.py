@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import inverse_root
 from lit_opt.optim.matrix.groups import group_label
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.soap import add_statistics
 from lit_opt.optim.matrix.stages import Group, Stages
 

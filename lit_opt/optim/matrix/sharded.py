@@ -172,6 +172,8 @@ def _take(
 ) -> None:
     """Scale, decay and apply what came back of each matrix."""
     chunk = route.chunk
+    if not optimizer._moves(chunk):
+        return
     for index, params in chunk.opens:
         decay_(params, optimizer._decay_rate(index, chunk.shape[1:]))
     if moments is not None:

@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.stages import Group, Stages
 
 # Side from which only the lower triangle of statistics is computed.

@@ -12,8 +12,8 @@ from torch import Tensor
 from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, without_rounding
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.soap import add_statistics, rotated, rotated_back, sides_kept
 from lit_opt.optim.matrix.stages import Group, Stages
 
