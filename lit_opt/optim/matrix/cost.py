@@ -120,10 +120,10 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
     if max(sharing, sharded) > 1:
         counts = [[part.stop - part.start for part in parts] for parts in ranges_of(chunks, max(sharing, sharded))]
         owned = sorted(set(zip(*counts, strict=True)))
-        most = [_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned]
+        found = [_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned]
         if isinstance(optimizer, PreconditionedOptimizer) and not optimizer.refreshes_first:
-            most += [refresh_scratch(optimizer, chunks, own) for own in owned]
-        return max(most, default=0)
+            found += [refresh_scratch(optimizer, chunks, own) for own in owned]
+        return max(found, default=0)
     most = before = 0
     for chunk in chunks:
         most = max(most, _at_work(optimizer, chunk, chunk.shape[0], cuda) + before)

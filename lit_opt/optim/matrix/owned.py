@@ -1,51 +1,62 @@
-"""State that one process of a mesh has for all: who owns which matrix, and its way into checkpoints and back.
-
-In a checkpoint each tensor of state is a DTensor of even shards, as of any optimizer: torch can gather it, and load it in
-another number of processes. Both ways are collectives.
-"""
+"""Who owns which matrix of DTensors, and with it its state: the same in every step and in every process."""
 
 from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import is_sharded, local
-from lit_opt.optim.matrix.boxes import Box, boxes_by
-from lit_opt.optim.matrix.exchange import all_to_all
+from lit_opt.averaging.shards import is_sharded
 from lit_opt.optim.matrix.layout import blocks, shape_of
-from lit_opt.optim.matrix.routes import group_of, order_of
 
 # Which matrices of a block each process owns, in the order of the mesh's group.
 Ranges = Sequence[slice]
 
 
-def divide(found: Iterable[tuple[int, tuple[int, int], int]], processes: int) -> list[Ranges]:
+class Block(NamedTuple):
+    """Matrices of one shape in a parameter.
+
+    Args:
+        matrices: How many.
+        shape: (rows, cols).
+        numbers: What is kept of one.
+
+    Example:
+        >>> Block(12, (64, 768), 700_000).matrices
+        12
+    """
+
+    matrices: int
+    shape: tuple[int, ...]
+    numbers: int
+
+
+def divide(some: Iterable[Block], processes: int) -> list[Ranges]:
     """Who owns the matrices of blocks, so that what later blocks are changes nothing for those before.
 
     Of each shape all processes have the same number of matrices, or one more, since those of a shape are computed
     together; the odd ones go to whom holds the least so far.
 
     Args:
-        found: (matrices, their shape, what is kept of one) of each block.
-        processes: How many divide them.
+        some: What there is.
+        processes: How many divide it.
 
     Returns:
         For each block one range for each process, in order and without gaps.
 
     Example:
-        >>> divide([(1, (8, 8), 256), (1, (2, 2), 16), (3, (2, 2), 16)], 2)
-        [[slice(0, 1, None), slice(1, 1, None)], [slice(0, 0, None), slice(0, 1, None)], [slice(0, 2, None), slice(2, 3, None)]]
+        >>> divide([Block(1, (8, 8), 256), Block(3, (2, 2), 16)], 2)
+        [[slice(0, 1, None), slice(1, 1, None)], [slice(0, 1, None), slice(1, 3, None)]]
     """
     held = [0] * processes
-    alike: dict[tuple[int, int], list[int]] = defaultdict(lambda: [0] * processes)
+    alike: dict[tuple[int, ...], list[int]] = defaultdict(lambda: [0] * processes)
     ranges: list[Ranges] = []
-    for count, shape, numbers in found:
+    for count, shape, numbers in some:
         each, left = divmod(count, processes)
         have = alike[shape]
         lucky = set(sorted(range(processes), key=lambda rank: (have[rank], held[rank], rank))[:left])
@@ -72,22 +83,27 @@ def owners_of(optimizer: Any, processes: int | None = None) -> dict[int, list[Ra
         >>> owners_of(Soap([weight], num_heads=2), 2)[id(weight)]
         [[slice(0, 1, None), slice(1, 2, None)]]
     """
-    meshes: dict[Any, list[tuple[int, Mapping[str, Any], list[tuple[int, int, int]]]]] = {}
+    owners: dict[int, list[Ranges]] = {}
+    # Mesh -> blocks: what divides them, and whose they are.
+    meshes: dict[Any, list[tuple[Block, int, int]]] = {}
     for group in optimizer.param_groups:
+        found: list[tuple[Any, Block, int, int]] = []
         for param in group["params"] if optimizer._takes(group) else ():
             if param.ndim > 1 and param.numel() and (processes or is_sharded(param)):
+                mesh = None if processes else param.device_mesh
                 # Shapes alone: looking at the parts of sharded tensors would make processes talk.
                 shapes = [shape_of(view) for view in blocks(torch.empty(param.shape, device="meta"), group)]
-                meshes.setdefault(None if processes else param.device_mesh, []).append((id(param), group, shapes))
-    owners: dict[int, list[Ranges]] = {}
-    for mesh, params in meshes.items():
-        kept = (
-            (count, (rows, cols), sum(map(math.prod, optimizer.kept(group, rows, cols).values())))
-            for _, group, shapes in params
-            for count, rows, cols in shapes
-        )
-        ranges = iter(divide(kept, processes or mesh.size()))
-        owners |= {key: [next(ranges) for _ in shapes] for key, _, shapes in params}
+                owners[id(param)] = [()] * len(shapes)
+                for index, (count, *shape) in enumerate(shapes):
+                    kept = sum(map(math.prod, optimizer.kept(group, *shape).values()))
+                    found.append((mesh, Block(count, tuple(shape), kept), id(param), index))
+        # The largest first divide best; a group that is added later changes nothing for those before.
+        for mesh, block, key, index in sorted(found, key=lambda each: -each[1].numbers):
+            meshes.setdefault(mesh, []).append((block, key, index))
+    for mesh, some in meshes.items():
+        ranges = divide([block for block, *_ in some], processes or mesh.size())
+        for own, (_, key, index) in zip(ranges, some, strict=True):
+            owners[key][index] = own
     return owners
 
 
@@ -115,10 +131,10 @@ def largest_share(optimizer: Any, processes: int) -> dict[int, dict[str, float]]
             ranges[id(param)] = ranges_by_key(optimizer, param, owners[id(param)])
             for block, view in enumerate(blocks(torch.empty(param.shape, device="meta"), group)):
                 each = sum(map(math.prod, optimizer.kept(group, *shape_of(view)[1:]).values()))
-                held = [n + each * _count(own) for n, own in zip(held, owners[id(param)][block], strict=True)]
+                held = [n + each * count_of(own) for n, own in zip(held, owners[id(param)][block], strict=True)]
     most = held.index(max(held))
     return {
-        param: {key: _count(own[most]) / own[-1].stop for key, own in by_key.items()}
+        param: {key: count_of(own[most]) / own[-1].stop for key, own in by_key.items()}
         for param, by_key in ranges.items()
     }
 
@@ -157,134 +173,11 @@ def ranges_by_key(optimizer: Any, param: Tensor, owners: Sequence[Ranges]) -> di
     }
 
 
-def to_shards(held: Sequence[Tensor], ranges: Sequence[Ranges], param: Any) -> list[Tensor]:
-    """Each tensor of a parameter's state as a DTensor on its mesh, from what its owners hold.
-
-    Args:
-        held: (own matrices, rows, cols) each, of one dtype.
-        ranges: Of the block that each belongs to.
-        param: A DTensor.
-
-    Returns:
-        (matrices, rows, cols) each, rows cut along the first dimension of the mesh, columns along the second.
+def count_of(own: slice) -> int:
+    """Matrices of a range.
 
     Example:
-        >>> import torch.distributed as dist
-        >>> from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> weight = distribute_tensor(torch.ones(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
-        >>> [state] = to_shards([torch.ones(1, 3, 2)], [[slice(0, 1)]], weight)
-        >>> state.shape, state.placements
-        (torch.Size([1, 3, 2]), (Shard(dim=1),))
-        >>> [to_owners([state], [[slice(0, 1)]], weight)[0].shape]
-        [torch.Size([1, 3, 2])]
-        >>> dist.destroy_process_group()
+        >>> count_of(slice(2, 5))
+        3
     """
-    from torch.distributed.tensor import DTensor
-
-    mesh = param.device_mesh
-    shapes = [(own[-1].stop, *tensor.shape[1:]) for own, tensor in zip(ranges, held, strict=True)]
-    boxes, rank = _boxes(shapes, mesh)
-    pieces = [tensor[_at(box[1:])] for place in boxes for tensor, box in zip(held, place, strict=True)]
-    sizes = [
-        [(_count(own[owner]), *_sizes(box[1:])) for own, box in zip(ranges, boxes[rank], strict=True)]
-        for owner in range(len(boxes))
-    ]
-    arrived = _exchanged(pieces, sizes, mesh)
-    return [
-        DTensor.from_local(
-            torch.cat([theirs[index] for theirs in arrived]),
-            mesh,
-            _placements(mesh),
-            run_check=False,
-            shape=torch.Size(shape),
-            stride=torch.empty(shape, device="meta").stride(),
-        )
-        for index, shape in enumerate(shapes)
-    ]
-
-
-def to_owners(values: Sequence[Any], ranges: Sequence[Ranges], param: Any) -> list[Tensor]:
-    """What this process owns of a parameter's state: the way back from `to_shards`.
-
-    Args:
-        values: (matrices, rows, cols) each: DTensors, or whole tensors that are the same in all processes.
-        ranges: Of the block that each belongs to.
-        param: A DTensor.
-
-    Returns:
-        (own matrices, rows, cols) each, on the parameter's device, in its precision and in float32 at least.
-
-    Example:
-        >>> import torch.distributed as dist
-        >>> from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
-        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
-        >>> weight = distribute_tensor(torch.ones(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
-        >>> to_owners([torch.ones(2, 3, 2)], [[slice(0, 2)]], weight)[0].shape
-        torch.Size([2, 3, 2])
-        >>> dist.destroy_process_group()
-    """
-    mesh, device = param.device_mesh, local(param).device
-    dtype = torch.promote_types(param.dtype, torch.float32)
-    group = group_of(mesh)
-    rank = torch.distributed.get_rank(group)
-    found: list[Tensor] = [torch.empty(0)] * len(values)
-    cut: list[int] = []
-    for index, (value, own) in enumerate(zip(values, ranges, strict=True)):
-        if is_sharded(value):
-            cut.append(index)
-        else:
-            found[index] = value.detach()[own[rank]].to(device, dtype, copy=True)
-    if not cut:
-        return found
-    whole = [tuple(values[index].shape) for index in cut]
-    boxes, _ = _boxes(whole, mesh)
-    parts = [values[index].redistribute(mesh, _placements(mesh)).to_local().to(device, dtype) for index in cut]
-    everyone = range(len(boxes))
-    pieces = [part[ranges[index][owner]] for owner in everyone for index, part in zip(cut, parts, strict=True)]
-    mine = [_count(ranges[index][rank]) for index in cut]
-    sizes = [[(count, *_sizes(box[1:])) for count, box in zip(mine, boxes[other], strict=True)] for other in everyone]
-    arrived = _exchanged(pieces, sizes, mesh)
-    for place, (index, count) in enumerate(zip(cut, mine, strict=True)):
-        found[index] = parts[place].new_empty(count, *whole[place][1:])
-        for other in everyone:
-            found[index][_at(boxes[other][place][1:])] = arrived[other][place]
-    return found
-
-
-def _exchanged(pieces: Sequence[Tensor], sizes: Sequence[Sequence[tuple[int, ...]]], mesh: Any) -> list[list[Tensor]]:
-    """Pieces for each process of a mesh, one after another, against those of these sizes from each."""
-    group = group_of(mesh)
-    each = len(pieces) // len(sizes)
-    sent = [sum(piece.numel() for piece in pieces[first : first + each]) for first in range(0, len(pieces), each)]
-    received = [sum(map(math.prod, shapes)) for shapes in sizes]
-    arriving, work = all_to_all(torch.cat([piece.reshape(-1) for piece in pieces]), sent, received, group)
-    work.wait()
-    flat = iter(arriving.split([math.prod(shape) for shapes in sizes for shape in shapes]))
-    return [[next(flat).view(shape) for shape in shapes] for shapes in sizes]
-
-
-def _boxes(shapes: Sequence[tuple[int, ...]], mesh: Any) -> tuple[list[list[Box]], int]:
-    """For each process of the mesh's group what it has of state in a checkpoint, and which of them this one is."""
-    group = group_of(mesh)
-    cuts = [(dim, dim + 1) for dim in range(min(mesh.ndim, 2))]
-    by_tensor = [boxes_by(shape, mesh.shape, cuts) for shape in shapes]
-    return [[boxes[place] for boxes in by_tensor] for place in order_of(group, mesh)], torch.distributed.get_rank(group)
-
-
-def _placements(mesh: Any) -> list[Any]:
-    from torch.distributed.tensor import Replicate, Shard
-
-    return [Shard(dim + 1) if dim < 2 else Replicate() for dim in range(mesh.ndim)]
-
-
-def _at(box: Box) -> tuple[slice, ...]:
-    return (slice(None), *(slice(*ends) for ends in box))
-
-
-def _sizes(box: Box) -> tuple[int, ...]:
-    return tuple(stop - start for start, stop in box)
-
-
-def _count(own: slice) -> int:
     return int(own.stop - own.start)

@@ -26,7 +26,8 @@ from lit_opt.optim.matrix.batches import matrices_of, place
 from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.layout import blocks, shape_of
-from lit_opt.optim.matrix.owned import Ranges, key_of, owners_of, ranges_by_key, to_owners, to_shards
+from lit_opt.optim.matrix.owned import Ranges, count_of, key_of, owners_of
+from lit_opt.optim.matrix.owned_state import give_out, take_in
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.refresh import SCRATCH_BYTES, Exchange, Side, refresh
 from lit_opt.optim.matrix.routes import group_of
@@ -95,34 +96,15 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         return problems
 
     def state_dict(self) -> dict[str, Any]:
-        """As in torch; what a process owns alone is a DTensor, so that for DTensors it is a collective."""
-        found = super().state_dict()
-        params = [param for group in self.param_groups for param in group["params"]]
-        saved = [index for group in found["param_groups"] for index in group["params"]]
-        owners = owners_of(self)
-        for param, index in zip(params, saved, strict=True):
-            if id(param) in owners and index in found["state"]:
-                ranges = ranges_by_key(self, param, owners[id(param)])
-                whole = to_shards([self.state[param][key] for key in ranges], list(ranges.values()), param)
-                found["state"][index] = self.state[param] | dict(zip(ranges, whole, strict=True))
-        return found
+        """As in torch; what one process owns is a DTensor, and to make that is a collective."""
+        saved = super().state_dict()
+        give_out(self, saved)
+        return saved
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but the state keeps its precision: torch casts it to that of the weights."""
+        """As in torch, but the state keeps its precision; for DTensors a collective."""
         super().load_state_dict(state_dict)
-        params = [param for group in self.param_groups for param in group["params"]]
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        owners = owners_of(self)
-        for param, index in zip(params, saved, strict=True):
-            given = state_dict["state"].get(index, {})
-            for key, value in given.items():
-                own = self.state[param][key]
-                if isinstance(own, Tensor) and own.dtype != value.dtype:
-                    self.state[param][key] = value.detach().to(own.device, copy=True)
-            if given and id(param) in owners:
-                ranges = ranges_by_key(self, param, owners[id(param)])
-                own = to_owners([given[key] for key in ranges], list(ranges.values()), param)
-                self.state[param].update(zip(ranges, own, strict=True))
+        take_in(self, state_dict)
 
     def _divides(self, chunk: Chunk) -> bool:
         return chunk.owners is not None
@@ -153,7 +135,7 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
                 part = slot.part and slice(slot.part.start - first, slot.part.stop - first)
                 place = slice(slot.place.start - own.start, slot.place.stop - own.start)
                 slots.append(replace(slot, part=part, place=place))
-        return replace(chunk, shape=(own.stop - own.start, *chunk.shape[1:]), slots=tuple(slots))
+        return replace(chunk, shape=(count_of(own), *chunk.shape[1:]), slots=tuple(slots))
 
     def _step_of(self, param: Tensor) -> int:
         state = self.state.get(param, {})
@@ -244,7 +226,7 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         for block, (count, rows, cols) in enumerate(map(shape_of, views)):
             if chunk.owners is not None:
                 own = self._owners[id(param)][block][torch.distributed.get_rank(group_of(chunk.mesh))]
-                count = own.stop - own.start
+                count = count_of(own)
             for key, shape in self.kept(group, rows, cols).items():
                 made = torch.zeros(count, *shape, dtype=chunk.dtype, device=local(param).device)
                 if key.endswith(("_basis", "_root")):
