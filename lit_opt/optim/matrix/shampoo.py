@@ -35,6 +35,9 @@ class Shampoo(PreconditionedOptimizer):
     about as much as that code's float32 differs from its float64; from eps 1e-2 on it does not. Convolutions are
     matrices of (outputs, inputs x kernel).
 
+    Kept of an m x n block are m n + 2 m^2 + 2 n^2 numbers, with grafting m n more; of a DTensor in one process as in `Soap`,
+    the blocks of a weight in several.
+
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.
         lr: AdamW's with grafting; without it about 1e-2, and the update's length depends on the statistics.

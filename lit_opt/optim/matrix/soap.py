@@ -118,6 +118,9 @@ class Soap(PreconditionedOptimizer):
     are float32 for bfloat16 weights. `correct_bias=False`, `normalize_grads`, merged dimensions and preconditioned
     vectors are not offered.
 
+    Kept of an m x n matrix are 2 m n + 2 m^2 + 2 n^2 numbers (nothing of m^2 where it is not rotated): of a DTensor (FSDP2,
+    HSDP, tensor parallelism) in one process alone, its owner; otherwise in every process.
+
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.
         lr: AdamW's kind of rate.

@@ -37,6 +37,9 @@ class SPlus(PreconditionedOptimizer):
     (outputs, inputs x kernel) and vectors go to AdamW; the official code takes their sign. A side of exactly
     max_preconditioner_dim is rotated.
 
+    Kept of an m x n matrix are m n + 2 m^2 + 2 n^2 numbers, of a DTensor in one process as in `Soap`; and the averaged
+    weights, in shards as the weights.
+
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.
         lr: About 0.1 to 0.2 for any width: the update's RMS is lr 2 / (rows + cols).
@@ -144,8 +147,7 @@ class SPlus(PreconditionedOptimizer):
         if any("raw_weight" in state for state in self.state.values()):
             raise RecipeError(["step: the parameters hold averages after eval(). Call optimizer.train() before."])
         loss = super().step(closure)
-        chunks, _ = self._plan or ([], [])
-        shapes = {id(p): chunk.shape[1:] for chunk in chunks for _, params in chunk.opens for p in params}
+        shapes = {id(p): chunk.shape[1:] for chunk in self._chunks for _, params in chunk.opens for p in params}
         for index, group in enumerate(self.param_groups):
             rate = group.get("ema_rate", self.defaults["ema_rate"])
             alike: dict[Any, list[Tensor]] = defaultdict(list)

@@ -112,9 +112,9 @@ def written_by_one_process(method: str, folder: Path) -> None:
     torch.save(state, folder / f"plain.{method}.pt")
 
 
-def owned_state(method: str) -> dict[str, Any]:
+def owned_state(method: str, how: str) -> dict[str, Any]:
     """What this process holds of the matrices' state, and what torch gathers of it, beside what one process has."""
-    module = cut(Weights(torch.float64), "fsdp")
+    module = cut(Weights(torch.float64), how)
     optimizer = optimizer_of(method, module)
     train(module, optimizer, shards_of(noise(torch.float64)[:3], module))
     held = {
@@ -234,7 +234,7 @@ def work(rank: int, world: int, folder: Path) -> None:
     for method in METHODS if world in LOADING else ():
         results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
     for method in OWNED:
-        results[f"{method}/owned"] = owned_state(method)
+        results[f"{method}/owned"] = owned_state(method, "fsdp" if world == 2 else "hsdp")
         if world == 2:
             results[f"{method}/by_hand"] = resumed_by_hand(method, folder)
     for how in SIMULATED[world]:
