@@ -20,10 +20,10 @@ from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
-from lit_opt.optim.matrix.groups import complete_group
+from lit_opt.optim.matrix.groups import complete_group, matrices_and_rest
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan, matrices_and_rest
+from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_divided

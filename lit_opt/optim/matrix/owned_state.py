@@ -1,7 +1,8 @@
 """State that one process of a mesh has for all, on its way into checkpoints and back.
 
 In a checkpoint each tensor of state is a DTensor of even shards, as of any optimizer: torch can gather it, and load it in
-another number of processes. Both ways are collectives.
+another number of processes. Both ways are collectives, one for each parameter. The shards are copies: while they live, a
+process has its part of the state twice.
 """
 
 from __future__ import annotations

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from lit_opt.averaging.shards import is_sharded
-from lit_opt.errors import RecipeError
-from lit_opt.optim.matrix.groups import group_label
+from lit_opt.optim.matrix.groups import refuse_sparse
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 
@@ -136,7 +135,7 @@ def make_plan(
         >>> [chunk.shape for chunk in make_plan([group], [params], ["orthogonalize", "ns_steps", "ns_dtype"])]
         [(2, 4, 3)]
     """
-    _refuse_sparse(groups, active)
+    refuse_sparse(groups, active)
     buckets: dict[tuple[Any, ...], list[_Piece]] = defaultdict(list)
     for index, (group, params) in enumerate(zip(groups, active, strict=True)):
         for members in _stacks(group, params):
@@ -159,46 +158,6 @@ def make_plan(
             plain = all(slot.plain for slot in slots)
             chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh, owners=own))
     return _mark_first(_mark_last(chunks))
-
-
-def matrices_and_rest(
-    takes: Sequence[bool], active: Sequence[Sequence[Tensor]]
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Each group's matrices, and each group's other parameters; empty ones are in neither.
-
-    Args:
-        takes: Whether the method takes the matrices of a group.
-        active: Each group's parameters.
-
-    Example:
-        >>> import torch
-        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
-        >>> matrices, rest = matrices_and_rest([True], [[matrix, vector]])
-        >>> matrices[0][0] is matrix, rest[0][0] is vector
-        (True, True)
-    """
-    matrices, rest = [], []
-    for took, params in zip(takes, active, strict=True):
-        least = 2 if took else math.inf
-        matrices.append([param for param in params if param.numel() and param.ndim >= least])
-        rest.append([param for param in params if param.numel() and param.ndim < least])
-    return matrices, rest
-
-
-def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
-    sparse = [
-        (group, tuple(p.shape))
-        for group, params in zip(groups, active, strict=True)
-        for p in params
-        if p.grad is not None and p.grad.is_sparse
-    ]
-    if sparse:
-        raise RecipeError(
-            [
-                f"{group_label(sparse[0][0])}the parameter of shape {sparse[0][1]} has a sparse gradient, and a matrix "
-                f"method needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
-            ]
-        )
 
 
 def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Tensor]]:
