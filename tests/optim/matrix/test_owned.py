@@ -108,7 +108,8 @@ def test_a_group_that_is_added_takes_no_state_from_its_owner():
 def test_owners_do_not_depend_on_what_has_a_gradient():
     """A chunk has each owner's matrices together, the first process's first."""
     params = [Parameter(torch.ones(6, 6)) for _ in range(5)]
-    optimizer = build("soap", [{"params": params}, {"params": [Parameter(torch.ones(12, 6))], "num_heads": 2}], lr=1e-3)
+    groups: list[dict[str, Any]] = [{"params": params}, {"params": [Parameter(torch.ones(12, 6))], "num_heads": 2}]
+    optimizer = build("soap", groups, lr=1e-3)
     owners = owners_of(optimizer, 2)
     [chunk] = planned(optimizer, sharded=2)
     assert chunk.shape == (7, 6, 6) and chunk.owners is not None
