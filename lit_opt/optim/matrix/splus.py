@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import local
+from lit_opt.averaging.shards import like, local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, without_rounding
 from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
@@ -177,7 +177,7 @@ class SPlus(PreconditionedOptimizer):
             for param in group["params"]:
                 state = self.state.get(param, {})
                 if "average" in state and "raw_weight" not in state:
-                    state["raw_weight"] = local(param).detach().clone()
+                    state["raw_weight"] = like(local(param).detach().clone(), param)
                     local(param).copy_(local(state["average"]) / (1 - rate ** float(state["step"])))
 
     @torch.no_grad()
@@ -187,7 +187,7 @@ class SPlus(PreconditionedOptimizer):
             for param in group["params"]:
                 raw = self.state.get(param, {}).pop("raw_weight", None)
                 if raw is not None:
-                    local(param).copy_(raw)
+                    local(param).copy_(local(raw))
 
     def _rate(self, index: int, shape: Sequence[int]) -> Any:
         group = self.param_groups[index]

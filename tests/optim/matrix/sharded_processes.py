@@ -131,9 +131,20 @@ def owned_state(method: str, how: str) -> dict[str, Any]:
     params = dict(module.named_parameters())
     assert all(torch.equal(optimizer.state[params[name]][key], value) for (name, key), value in before.items())
     return {
+        "averaged": averaged(module, optimizer) if method == "splus" else None,
         "bytes": {name: value.nbytes for name, value in held.items() if name[0] != "plain"},
         "gathered": {key: value for key, value in gathered.items() if key.startswith("state.")},
     }
+
+
+def averaged(module: Weights, optimizer: Any) -> dict[str, torch.Tensor]:
+    """SPlus's averages as weights; afterwards the weights are what they were."""
+    before = whole(module)
+    optimizer.eval()
+    found = whole(module)
+    optimizer.train()
+    assert all(torch.equal(value, before[name]) for name, value in whole(module).items())
+    return found
 
 
 def straight(method: str, how: str | None, dtype: torch.dtype, save_to: Path | None = None) -> dict[str, torch.Tensor]:

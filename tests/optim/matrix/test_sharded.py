@@ -17,6 +17,7 @@ from tests.optim.matrix.sharded_processes import (
     CASES,
     LOADING,
     SIMULATED,
+    averaged,
     resumed,
     straight,
     work,
@@ -89,6 +90,8 @@ def test_each_matrix_has_its_state_in_one_process(results: Results, method: str,
     # The matrices here have twelve shapes and one number of each; alike ones are divided better.
     assert max(held) <= 1.3 * sum(held) / world
     for one in found:
+        if method == "splus":
+            assert distance(one["averaged"], averaged(module, optimizer)) <= TOLERANCE[torch.float64]
         for key, value in one["gathered"].items():
             _, name, key = key.split(".")
             torch.testing.assert_close(value, optimizer.state[params[name]][key], rtol=1e-9, atol=1e-9)
