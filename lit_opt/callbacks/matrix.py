@@ -13,7 +13,7 @@ from lit_opt.callbacks.facts import largest_accumulation
 from lit_opt.optim import get_row
 from lit_opt.optim.matrix.cost import orthogonalization_share, work_of
 from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer
-from lit_opt.optim.matrix.sharded import dividing_processes
+from lit_opt.optim.matrix.sharded import dividing_processes, meshes_of
 from lit_opt.resolve.resolved import ResolvedRecipe
 
 # DDP hooks after which gradients still differ between processes.
@@ -106,8 +106,8 @@ def cost_line(optimizer: Optimizer, resolved: ResolvedRecipe, batch: Any, accumu
         how = f"{first:,} in the first batch x accumulation {accumulation} x {processes} processes"
     if not tokens:
         return ""
-    # The statistics and products of these are each process's own; their decompositions alone are divided.
-    decomposes = isinstance(optimizer, PreconditionedOptimizer)
+    # Under DDP the statistics and products of these are each process's own; their decompositions alone are divided.
+    decomposes = isinstance(optimizer, PreconditionedOptimizer) and not meshes_of(optimizer.param_groups)
     dividing = dividing_processes(optimizer)
     share = orthogonalization_share(
         optimizer, tokens if dividing > 1 and not decomposes else max(tokens // processes, 1)

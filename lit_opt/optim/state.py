@@ -22,7 +22,8 @@ class Buffer:
         name: Key in the optimizer's state.
         numbers: How many numbers it holds, of the whole parameter.
         dtype: torch's name of its dtype; "" for the parameter's.
-        sharded: It is cut like the parameter under FSDP2; otherwise every process holds all of it.
+        sharded: It is cut like the parameter under FSDP2; otherwise every process holds all of it, or an owner does
+            (lit_opt.optim.matrix.owned).
         precise: Where dtype says the parameter's: in float32 for parameters of a lower precision.
 
     Example:

@@ -19,7 +19,15 @@ from lit_opt.optim import get_row
 from lit_opt.optim.schema import OptimizerRow
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.scratch import step_scratch
-from lit_opt.preflight.shares import SHARDS_GRADIENTS, SHARDS_STATE, SHARDS_WEIGHTS, Share, method_row, states_of
+from lit_opt.preflight.shares import (
+    SHARDS_GRADIENTS,
+    SHARDS_STATE,
+    SHARDS_WEIGHTS,
+    Share,
+    has_owners,
+    method_row,
+    states_of,
+)
 from lit_opt.recipes.schema import EMASpec
 
 _HALF = (torch.float16, torch.bfloat16)
@@ -202,7 +210,10 @@ def _state_lines(optimizer: Optimizer, share: Share) -> list[Line]:
     if total:
         shown = [name for name in by_name if name != "step"]
         dtypes = sorted({dtype for name in shown for dtype, _ in by_name[name]})
-        how = f"{method_row(optimizer).name}: {', '.join(shown)} in {', '.join(dtypes)}{share.words(SHARDS_STATE)}"
+        cut = share.words(SHARDS_STATE)
+        if has_owners(optimizer, share):
+            cut = f", each matrix's in one of the {share.processes} processes, the rest{cut.removeprefix(',')}"
+        how = f"{method_row(optimizer).name}: {', '.join(shown)} in {', '.join(dtypes)}{cut}"
         lines.append(Line(name="optimizer state", bytes=total, how=how, on_host=share.state_on_host))
     if share.deepspeed_half:
         params = [(p, torch.float32) for group in optimizer.param_groups for p in group["params"]]

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from lit_opt.optim import get_row
+from lit_opt.optim.matrix.owned import largest_share
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer
 from lit_opt.optim.schema import OptimizerRow
 from lit_opt.optim.state import StateOf
 from lit_opt.preflight.placement import Placement
@@ -104,6 +106,22 @@ def method_row(optimizer: Optimizer) -> OptimizerRow:
     return get_row(outer.pop(), name) if name is not None and outer else get_row(name or min(names))
 
 
+def has_owners(optimizer: Optimizer, share: Share) -> bool:
+    """Whether one process has the state of each matrix for all.
+
+    Example:
+        >>> from lit_opt.optim import build
+        >>> has_owners(build("soap", [torch.zeros(2, 2)], lr=1e-3), Share(Placement(kind="fsdp2", devices=2)))
+        True
+    """
+    base = getattr(optimizer, "base", optimizer)
+    return isinstance(base, PreconditionedOptimizer) and share.kind == "fsdp2" and share.processes > 1
+
+
+def _owned(optimizer: Optimizer, share: Share) -> dict[int, dict[str, float]]:
+    return largest_share(getattr(optimizer, "base", optimizer), share.processes) if has_owners(optimizer, share) else {}
+
+
 def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) -> list[tuple[str, str, int]]:
     """(buffer, dtype, bytes) of every state tensor on the process that holds most; or of what another law says.
 
@@ -113,6 +131,7 @@ def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) ->
         [('momentum_buffer', 'float32', 16)]
     """
     found = []
+    owned = _owned(optimizer, share)
     for group in optimizer.param_groups:
         options = optimizer.defaults | group
         law = law or method_row(optimizer).state
@@ -133,6 +152,6 @@ def states_of(optimizer: Optimizer, share: Share, law: StateOf | None = None) ->
                 elif buffer.sharded:
                     numbers = share.numbers((whole,), SHARDS_STATE)
                 else:
-                    numbers = whole
+                    numbers = round(whole * owned.get(id(param), {}).get(buffer.name, 1.0))
                 found.append((buffer.name, str(dtype).removeprefix("torch."), numbers * dtype.itemsize))
     return found

@@ -53,7 +53,9 @@ class Language(nn.Module):
 
 
 def recipe(name: str, **kwargs: Any) -> Recipe:
-    """A recipe with that optimizer; every row takes these."""
+    """A recipe with that optimizer; every row takes these. What decomposes now and then does so in each step."""
+    if name in ("soap", "splus", "shampoo"):
+        kwargs = {"optimizer_kwargs": {"precondition_frequency": 1}} | kwargs
     return Recipe("llm", optimizer=name, lr=1e-3, weight_decay=0.1, warmup=2, total_steps=8, **kwargs)
 
 

@@ -126,12 +126,14 @@ def test_state_of_every_row_under_fsdp2(name: str, sharded: list[dict[str, Any]]
     assert plan.memory.held == pytest.approx(max(f["held"] for f in found), rel=0.02)
 
 
-@pytest.mark.parametrize("name", [name for name in MEASURED if get_row(name).matrix and get_row(name).scratch])
+@pytest.mark.parametrize("name", [name for name in MEASURED if get_row(name).matrix])
 def test_scratch_of_matrix_methods_under_fsdp2(name: str, sharded: list[dict[str, Any]]) -> None:
     plan = recipe(name).plan(network(), devices=2, strategy="fsdp2", accelerator="cpu")
     # gloo's threads let go of a message some time after it has arrived, so one process may hold a message more.
     found = min(result[name]["scratch"] for result in sharded)
-    assert part(plan, "scratch of a step") == pytest.approx(found, rel=0.15)
+    # The copies that a decomposition takes are averages of what was measured.
+    rel = 0.15 if get_row(name).scratch else 0.25
+    assert part(plan, "scratch of a step") == pytest.approx(found, rel=rel)
 
 
 PARALLEL = ["adamw", "lion", "sgd"]

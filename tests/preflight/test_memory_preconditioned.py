@@ -27,7 +27,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
 def test_scratch_of_a_step_with_new_decompositions(name: str, options: dict[str, Any], shapes: list[Any]) -> None:
     params = [nn.Parameter(torch.randn(shape)) for shape in shapes]
     optimizer = build(name, params, lr=1e-3, precondition_frequency=1, **options)
-    estimate = scratch_bytes(optimizer, cuda=False, sharded=False)
+    estimate = scratch_bytes(optimizer, cuda=False)
     for _ in range(3):
         for p in params:
             p.grad = torch.randn_like(p)

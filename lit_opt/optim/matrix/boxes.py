@@ -6,7 +6,9 @@ tensor parallelism left, so that the later mesh dimension comes first where both
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -132,7 +134,7 @@ def region_of(shape: Sequence[int], group: Mapping[str, Any], block: int, index:
 
     Args:
         shape: The parameter's.
-        group: Its layout, split_sizes and num_heads.
+        group: Its layout, split_sizes, num_heads and block_size.
         block: Which of `layout.blocks`.
         index: Which matrix of the block.
 
@@ -142,15 +144,27 @@ def region_of(shape: Sequence[int], group: Mapping[str, Any], block: int, index:
     """
     box = [(0, size) for size in shape]
     layout = layout_of(group, torch.empty(tuple(shape), device="meta"))
-    rows = 1 if layout in ("transposed", "conv_transposed") else 0
-    if layout.startswith("experts"):
+    experts, turned = layout.startswith("experts"), layout.endswith("transposed")
+    rows, cols = (int(experts), int(experts) + 1)[:: -1 if turned else 1]
+    if experts:
         box[0] = (index, index + 1)
-    elif group.get("num_heads"):
+    parts = [(0, shape[rows])]
+    if group.get("num_heads"):
         size = shape[rows] // group["num_heads"]
-        box[rows] = (index * size, (index + 1) * size)
+        parts = [(index * size, (index + 1) * size)]
     elif group.get("split_sizes"):
-        first = sum(group["split_sizes"][:block])
-        box[rows] = (first, first + group["split_sizes"][block])
+        parts = list(pairwise(accumulate(group["split_sizes"], initial=0)))
+    largest, channels = shape[rows], shape[cols]
+    if group.get("block_size"):
+        largest = group["block_size"]
+        # A kernel is not cut.
+        channels = max(1, largest // math.prod(() if experts else shape[2:]))
+    box[rows], box[cols] = [
+        ((first, min(first + largest, stop)), (inner, min(inner + channels, shape[cols])))
+        for start, stop in parts
+        for first in range(start, stop, largest)
+        for inner in range(0, shape[cols], channels)
+    ][block]
     return tuple(box)
 
 
@@ -173,8 +187,8 @@ def in_parameters_dimensions(batch: Tensor, group: Mapping[str, Any], shape: Seq
     if layout.startswith("experts"):
         return (batch.mT if layout == "experts_transposed" else batch).unsqueeze(1)
     turned = layout in ("transposed", "conv_transposed")
-    inputs = (shape[0], *shape[2:]) if turned else tuple(shape[1:])
-    view = batch.unflatten(2, inputs)
+    # Blocks of a matrix have fewer inputs than the parameter.
+    view = batch.unflatten(2, (-1, *shape[2:]))
     return view.transpose(1, 2) if turned else view
 
 

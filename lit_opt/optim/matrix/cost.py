@@ -10,11 +10,17 @@ from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.exchange import rounds
 from lit_opt.optim.matrix.orthogonalize import compute_dtype
+from lit_opt.optim.matrix.owned import owners_of
 from lit_opt.optim.matrix.plan import Chunk, bundles, make_plan
 from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer, capacity
-from lit_opt.optim.matrix.preconditioned_cost import chunk_flops, preconditioned_scratch
+from lit_opt.optim.matrix.preconditioned_cost import (
+    batch_scratch,
+    chunk_flops,
+    preconditioned_scratch,
+    refresh_scratch,
+)
 from lit_opt.optim.matrix.sharded import AT_ONCE
-from lit_opt.optim.matrix.sharing import shares
+from lit_opt.optim.matrix.sharing import ranges_of
 
 
 def orthogonalization_share(optimizer: Optimizer, tokens: int) -> float:
@@ -54,9 +60,22 @@ def step_flops(optimizer: Optimizer) -> int:
         >>> step_flops(Muon([torch.nn.Parameter(torch.zeros(768, 3072))], lr=0.02))
         40768634880
     """
+    return sum(chunk.shape[0] * chunk_work(optimizer, chunk) for chunk in planned(optimizer))
+
+
+def chunk_work(optimizer: Optimizer, chunk: Chunk) -> int:
+    """`step_flops` of one matrix of a chunk.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import Muon
+        >>> muon = Muon([torch.nn.Parameter(torch.zeros(768, 3072))], lr=0.02)
+        >>> chunk_work(muon, planned(muon)[0])
+        40768634880
+    """
     if isinstance(optimizer, PreconditionedOptimizer):
-        return sum(chunk_flops(optimizer, chunk) for chunk in planned(optimizer))
-    return sum(chunk.flops for chunk in planned(optimizer))
+        return chunk_flops(optimizer, chunk) // chunk.shape[0]
+    return chunk.flops // chunk.shape[0]
 
 
 def work_of(optimizer: Optimizer) -> str:
@@ -94,23 +113,27 @@ def scratch_bytes(optimizer: Optimizer, *, cuda: bool, sharing: int = 1, sharded
         >>> scratch_bytes(muon, cuda=True), scratch_bytes(muon, cuda=True, sharded=8)
         (66060288, 8257536)
     """
-    if isinstance(optimizer, PreconditionedOptimizer):
-        return preconditioned_scratch(optimizer, planned(optimizer, cuda=cuda), sharded=sharded > 1)
     chunks = planned(optimizer, sharing=sharing, sharded=sharded, cuda=cuda)
+    if isinstance(optimizer, PreconditionedOptimizer) and sharded == 1:
+        return preconditioned_scratch(optimizer, chunks)
     if max(sharing, sharded) > 1:
-        counts = [[part.stop - part.start for part in parts] for parts in shares(chunks, max(sharing, sharded))]
+        counts = [[part.stop - part.start for part in parts] for parts in ranges_of(chunks, max(sharing, sharded))]
         owned = sorted(set(zip(*counts, strict=True)))
-        return max(
-            (_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned), default=0
-        )
-    normalises = optimizer.stages.normalise is not None  # type: ignore[attr-defined]
-    at_work = [sum(_at_work(chunk, chunk.shape[0], normalises, cuda) for chunk in some) for some in bundles(chunks)]
+        found = [_divided_scratch(optimizer, chunks, own, owned, sharing, sharded, cuda) for own in owned]
+        if isinstance(optimizer, PreconditionedOptimizer) and not optimizer.refreshes_first:
+            found += [refresh_scratch(optimizer, chunks, own) for own in owned]
+        return max(found, default=0)
+    at_work = [sum(_at_work(optimizer, chunk, chunk.shape[0], cuda) for chunk in some) for some in bundles(chunks)]
     return max(at_work, default=0)
 
 
-def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
-    """Bytes of a batch of so many of a chunk's matrices while they are orthogonalised and normalised."""
+def _at_work(optimizer: Any, chunk: Chunk, count: int, cuda: bool) -> int:
+    """Bytes of a batch of so many of a chunk's matrices while they are orthogonalised and normalised, or the like."""
     _, rows, cols = chunk.shape
+    if isinstance(optimizer, PreconditionedOptimizer):
+        step = batch_scratch(optimizer, chunk, count, stacked=count > 1)
+        first = refresh_scratch(optimizer, [chunk], [count]) if optimizer.refreshes_first else 0
+        return count * rows * cols * chunk.dtype.itemsize + max(step, first)
     size, side = rows * cols, min(rows, cols)
     width = _compute_width(chunk, cuda)
     if "orthogonalize" not in chunk.options:
@@ -124,6 +147,7 @@ def _at_work(chunk: Chunk, count: int, normalises: bool, cuda: bool) -> int:
     # A CPU casts into another dtype by way of a copy.
     cast = count * size * chunk.dtype.itemsize if start and not cuda else 0
     # The update in the batch's dtype, and its square.
+    normalises = optimizer.stages.normalise is not None
     normalising = count * size * chunk.dtype.itemsize * (2 if start else 1) if normalises else 0
     return gathered + max(at_once * iterates, cast, normalising)
 
@@ -142,14 +166,13 @@ def _divided_scratch(
     `owned` are the numbers of all processes. What it holds of the parts is taken to be the largest share.
     """
     processes, everywhere = max(sharing, sharded), sharing > 1
-    normalises = optimizer.stages.normalise is not None
     widths = [result_width(optimizer, chunk, cuda, normalised=True) for chunk in chunks]
     kinds = [((chunk.dtype, width), chunk.bytes // processes) for chunk, width in zip(chunks, widths, strict=True)]
     # Bytes for each round: what this process holds of the parts, owns, and sends and receives of results.
     held, batched, results, arrived, at_work, updates = [], [], [], [], [], []
     for some in rounds(kinds):
         batches = [own[i] * chunks[i].bytes // chunks[i].shape[0] for i in some]
-        computing = [_at_work(chunks[i], own[i], normalises, cuda) for i in some]
+        computing = [_at_work(optimizer, chunks[i], own[i], cuda) for i in some]
         sizes = {i: widths[i] * math.prod(chunks[i].shape[1:]) for i in some}
         beside = {i: widths[i] * optimizer._beside(chunks[i]) for i in some}
         numbers = {i: math.prod(chunks[i].shape) if everywhere else _held(chunks[i], processes) for i in some}
@@ -232,7 +255,7 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: b
     """The plan of a step in which every parameter has a gradient.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
+        optimizer: A MatrixOptimizer; its parameters may be on the meta device.
         sharing: Processes of a data-parallel run that share the work.
         sharded: Processes among which FSDP2 shards the weights.
         cuda: As in `scratch_bytes`; what fits into a chunk depends on it.
@@ -254,5 +277,17 @@ def planned(optimizer: Optimizer, *, sharing: int = 1, sharded: int = 1, cuda: b
     ]
     shared = optimizer.stages.shared  # type: ignore[attr-defined]
     device = torch.device("cuda" if cuda else "cpu")
-    fits = capacity if isinstance(optimizer, PreconditionedOptimizer) else None
-    return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded, capacity=fits, device=device)
+    if not isinstance(optimizer, PreconditionedOptimizer):
+        return make_plan(groups, matrices, shared, sharing=sharing, sharded=sharded, device=device)
+    owned = owners_of(optimizer, sharded) if sharded > 1 else {}
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    shapes = [shape for group in groups for shape in group["params"]]
+    owners = {id(shape): owned[id(param)] for shape, param in zip(shapes, params, strict=True) if id(param) in owned}
+    return make_plan(
+        groups,
+        matrices,
+        shared,
+        capacity=capacity,
+        device=device,
+        owners=lambda param, block: owners[id(param)][block] if owners else None,
+    )

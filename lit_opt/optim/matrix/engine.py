@@ -20,10 +20,10 @@ from lit_opt.averaging.shards import local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.adamw import adamw_update
 from lit_opt.optim.matrix.batches import add_, decay_, fill_, matrices_of, mix_, place
-from lit_opt.optim.matrix.groups import complete_group
+from lit_opt.optim.matrix.groups import complete_group, matrices_and_rest
 from lit_opt.optim.matrix.layout import blocks
 from lit_opt.optim.matrix.orthogonalize import compute_dtype, orthogonalize_
-from lit_opt.optim.matrix.plan import Chunk, Slot, bundles, make_plan, matrices_and_rest
+from lit_opt.optim.matrix.plan import Chunk, Slot, bundles, make_plan
 from lit_opt.optim.matrix.routes import Route, make_routes
 from lit_opt.optim.matrix.scale import scale_factor
 from lit_opt.optim.matrix.sharded import agree, meshes_of, step_divided
@@ -52,8 +52,6 @@ class MatrixOptimizer(Optimizer):
 
     name: ClassVar[str]
     stages: ClassVar[Stages] = Stages()
-    # DTensors are gathered whole in every process, not assembled by owners.
-    whole_everywhere: ClassVar[bool] = False
     _group: Any = None
     _processes: int = 1
 
@@ -188,16 +186,17 @@ class MatrixOptimizer(Optimizer):
         if self._plan is None or key != self._plan_key:
             matrices, rest = matrices_and_rest([self._takes(group) for group in self.param_groups], active)
             self._chunks = self._made(matrices, agreed)
-            owned = [not self.whole_everywhere and (self._processes > 1 or c.mesh is not None) for c in self._chunks]
-            here, self._divided = (
-                [c for c, on in zip(self._chunks, owned, strict=True) if on == to] for to in (False, True)
-            )
+            here, self._divided = ([c for c in self._chunks if self._divides(c) == to] for to in (False, True))
             self._plan, self._plan_key, self._meshes = (here, rest), key, meshes_of(self.param_groups)
             self._routes = None
         agree(self._meshes, self._chunks, self.param_groups)
         if self._routes is None:
             self._routes = make_routes(self._divided, self.param_groups, self._group)
         return self._plan
+
+    def _divides(self, chunk: Chunk) -> bool:
+        """Whether processes divide the work on a chunk."""
+        return self._processes > 1 or chunk.mesh is not None
 
     def _made(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         return make_plan(self.param_groups, matrices, agreed, sharing=self._processes)
@@ -235,6 +234,10 @@ class MatrixOptimizer(Optimizer):
         preset, side = options["orthogonalize"], min(shape[1:])
         dtype = compute_dtype(preset, options["ns_dtype"], chunks[0].dtype, batches[0].device, side)
         return orthogonalize_(batches, preset, options["ns_steps"], dtype)
+
+    def _moves(self, chunk: Chunk) -> bool:
+        """Whether this step changes the weights of a chunk."""
+        return True
 
     def _beside(self, chunk: Chunk) -> int:
         """Numbers that P changes for each matrix of a chunk, beside the momentum: every process keeps all of them."""

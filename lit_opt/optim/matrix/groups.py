@@ -1,12 +1,15 @@
-"""Completion and checks of one parameter group of a matrix optimizer."""
+"""Completion and checks of the parameter groups of a matrix optimizer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import Tensor
+
 from lit_opt.averaging.shards import is_flat_shard, is_sharded
-from lit_opt.errors import nearest
+from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim.matrix.boxes import is_partial
 from lit_opt.optim.matrix.coefficients import check_preset
 from lit_opt.optim.matrix.layout import check_layout
@@ -106,3 +109,55 @@ def _check(group: Mapping[str, Any], row: OptimizerRow, where: str) -> list[str]
         if param.ndim > 1 and not param.is_floating_point()
     ]
     return problems + check_layout(group, [param for param in group["params"] if param.numel()], where=where)
+
+
+def matrices_and_rest(
+    takes: Sequence[bool], active: Sequence[Sequence[Tensor]]
+) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
+    """Each group's matrices, and each group's other parameters; empty ones are in neither.
+
+    Args:
+        takes: Whether the method takes the matrices of a group.
+        active: Each group's parameters.
+
+    Example:
+        >>> import torch
+        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
+        >>> matrices, rest = matrices_and_rest([True], [[matrix, vector]])
+        >>> matrices[0][0] is matrix, rest[0][0] is vector
+        (True, True)
+    """
+    matrices, rest = [], []
+    for took, params in zip(takes, active, strict=True):
+        least = 2 if took else math.inf
+        matrices.append([param for param in params if param.numel() and param.ndim >= least])
+        rest.append([param for param in params if param.numel() and param.ndim < least])
+    return matrices, rest
+
+
+def refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
+    """Refuse sparse gradients.
+
+    Args:
+        groups: The optimizer's.
+        active: Each group's matrices with a gradient.
+
+    Raises:
+        RecipeError: There is a sparse one.
+
+    Example:
+        >>> refuse_sparse([], [])
+    """
+    sparse = [
+        (group, tuple(p.shape))
+        for group, params in zip(groups, active, strict=True)
+        for p in params
+        if p.grad is not None and p.grad.is_sparse
+    ]
+    if sparse:
+        raise RecipeError(
+            [
+                f"{group_label(sparse[0][0])}the parameter of shape {sparse[0][1]} has a sparse gradient, and a matrix "
+                f"method needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
+            ]
+        )

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lit_opt.averaging.shards import is_sharded
-from lit_opt.errors import RecipeError
-from lit_opt.optim.matrix.groups import group_label
+from lit_opt.optim.matrix.groups import refuse_sparse
 from lit_opt.optim.matrix.layout import blocks, layout_of, shape_of
 from lit_opt.optim.matrix.orthogonalize import companions, orthogonalization_flops
 
@@ -66,6 +66,7 @@ class Chunk:
         kernel: Columns of each input: the entries of a convolution's kernel, 1 elsewhere.
         opens: (group, parameters) whose first matrices are here, in the order of the slots.
         mesh: The DeviceMesh of parameters that are DTensors; None for plain ones.
+        owners: Which matrices each process of the mesh owns, where that is the same in every step.
     """
 
     shape: tuple[int, int, int]
@@ -76,6 +77,7 @@ class Chunk:
     kernel: int = 1
     opens: tuple[tuple[int, tuple[Tensor, ...]], ...] = ()
     mesh: Any = None
+    owners: tuple[slice, ...] | None = None
 
     @property
     def bytes(self) -> int:
@@ -91,12 +93,13 @@ class Chunk:
 
 @dataclass
 class _Piece:
-    """Matrices of one shape from one parameter, or from a stack of them side by side."""
+    """Matrices of one shape from one parameter, or from a stack of them side by side; `part` of a block, or all."""
 
     members: list[tuple[Tensor, int, int, slice | None, slice]]
     count: int
     shape: tuple[int, int]
     plain: bool
+    part: slice | None = None
 
 
 def make_plan(
@@ -109,6 +112,7 @@ def make_plan(
     apart: Callable[[Tensor], Any] | None = None,
     capacity: Callable[[int, int, torch.dtype, torch.device], int] | None = None,
     device: torch.device | None = None,
+    owners: Callable[[Tensor, int], Sequence[slice] | None] | None = None,
 ) -> list[Chunk]:
     """Chunks for the parameters that have a gradient.
 
@@ -120,7 +124,9 @@ def make_plan(
         sharded: Processes among which FSDP2 will shard them; known already where they are DTensors.
         apart: Parameters with another value of it are in other chunks.
         capacity: (rows, cols, dtype, device) -> matrices in a chunk at most; by the scratch of an orthogonalisation.
+            Of a chunk with owners, those of each of them.
         device: Where the step will run, for parameters that are not there.
+        owners: (parameter, block) -> which matrices of it each process owns in every step; None for no such thing.
 
     Raises:
         RecipeError: A sparse gradient.
@@ -133,7 +139,7 @@ def make_plan(
         >>> [chunk.shape for chunk in make_plan([group], [params], ["orthogonalize", "ns_steps", "ns_dtype"])]
         [(2, 4, 3)]
     """
-    _refuse_sparse(groups, active)
+    refuse_sparse(groups, active)
     buckets: dict[tuple[Any, ...], list[_Piece]] = defaultdict(list)
     for index, (group, params) in enumerate(zip(groups, active, strict=True)):
         for members in _stacks(group, params):
@@ -153,10 +159,10 @@ def make_plan(
                 sharing, _capacity(rows, cols, dtype, device or where) * (sharded if mesh is None else mesh.size())
             )
         options_of = dict(zip(shared, options, strict=True))
-        for slots in _packed(pieces, fits):
+        for slots, own in _divided(pieces, fits, owners):
             count = max(slot.place.stop for slot in slots)
             plain = all(slot.plain for slot in slots)
-            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh))
+            chunks.append(Chunk((count, rows, cols), dtype, options_of, slots, plain, kernel, mesh=mesh, owners=own))
     return _mark_first(_mark_last(chunks))
 
 
@@ -183,46 +189,6 @@ def bundles(chunks: Sequence[Chunk]) -> list[list[Chunk]]:
         found[-1].append(chunk)
         last = alike
     return found
-
-
-def matrices_and_rest(
-    takes: Sequence[bool], active: Sequence[Sequence[Tensor]]
-) -> tuple[list[list[Tensor]], list[list[Tensor]]]:
-    """Each group's matrices, and each group's other parameters; empty ones are in neither.
-
-    Args:
-        takes: Whether the method takes the matrices of a group.
-        active: Each group's parameters.
-
-    Example:
-        >>> import torch
-        >>> matrix, vector = torch.ones(2, 2), torch.ones(2)
-        >>> matrices, rest = matrices_and_rest([True], [[matrix, vector]])
-        >>> matrices[0][0] is matrix, rest[0][0] is vector
-        (True, True)
-    """
-    matrices, rest = [], []
-    for took, params in zip(takes, active, strict=True):
-        least = 2 if took else math.inf
-        matrices.append([param for param in params if param.numel() and param.ndim >= least])
-        rest.append([param for param in params if param.numel() and param.ndim < least])
-    return matrices, rest
-
-
-def _refuse_sparse(groups: Sequence[Mapping[str, Any]], active: Sequence[Sequence[Tensor]]) -> None:
-    sparse = [
-        (group, tuple(p.shape))
-        for group, params in zip(groups, active, strict=True)
-        for p in params
-        if p.grad is not None and p.grad.is_sparse
-    ]
-    if sparse:
-        raise RecipeError(
-            [
-                f"{group_label(sparse[0][0])}the parameter of shape {sparse[0][1]} has a sparse gradient, and a matrix "
-                f"method needs whole ones. Build its embedding with sparse=False, and give it to AdamW."
-            ]
-        )
 
 
 def _stacks(group: Mapping[str, Any], params: Sequence[Tensor]) -> list[list[Tensor]]:
@@ -260,25 +226,54 @@ def _capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) ->
     return max(1 if device.type == "cpu" else _GPU_BATCH, _SCRATCH_BYTES // each)
 
 
+def _divided(
+    pieces: list[_Piece], fits: int, owners: Callable[[Tensor, int], Sequence[slice] | None] | None
+) -> Iterator[tuple[tuple[Slot, ...], tuple[slice, ...] | None]]:
+    """The chunks of a bucket. With owners each has up to `fits` matrices of every process, the first one's first."""
+    owned = [None if owners is None else owners(piece.members[0][0], piece.members[0][2]) for piece in pieces]
+    ranges = [own for own in owned if own is not None]
+    if not ranges:
+        yield from ((slots, None) for slots in _packed(pieces, fits))
+        return
+    packed = [
+        _packed(
+            [
+                replace(piece, count=own[rank].stop - own[rank].start, part=own[rank])
+                for piece, own in zip(pieces, ranges, strict=True)
+            ],
+            fits,
+        )
+        for rank in range(len(ranges[0]))
+    ]
+    for some in zip_longest(*packed, fillvalue=()):
+        slots: list[Slot] = []
+        ends = [0]
+        for part in some:
+            places = [slice(ends[-1] + slot.place.start, ends[-1] + slot.place.stop) for slot in part]
+            slots += [replace(slot, place=place) for slot, place in zip(part, places, strict=True)]
+            ends.append(places[-1].stop if places else ends[-1])
+        yield tuple(slots), tuple(slice(*pair) for pair in pairwise(ends))
+
+
 def _packed(pieces: list[_Piece], fits: int) -> list[tuple[Slot, ...]]:
     """Fill chunks of at most `fits` matrices in order; a parameter with more is cut."""
     chunks: list[tuple[Slot, ...]] = []
     slots: list[Slot] = []
     filled = 0
     for piece in pieces:
-        done = 0
+        done, skipped = 0, piece.part.start if piece.part is not None else 0
         while done < piece.count:
             take = min(piece.count - done, fits - filled)
-            whole = take == piece.count
+            whole = take == piece.count and piece.part is None
             for param, group, block, columns, used in piece.members:
                 rows = piece.shape[0]
-                first = used.start + done * rows
+                first = used.start + (skipped + done) * rows
                 slots.append(
                     Slot(
                         param=param,
                         group=group,
                         block=block,
-                        part=None if whole else slice(done, done + take),
+                        part=None if whole else slice(skipped + done, skipped + done + take),
                         place=slice(filled, filled + take),
                         columns=columns,
                         shape=piece.shape,

@@ -2,30 +2,36 @@
 
 A step goes from chunk to chunk of same-shaped matrices, as in `lit_opt.optim.matrix.engine`: gather the gradients,
 update the statistics and the moments, precondition, decay and apply. What costs most, the decomposition of the
-statistics, is done every few steps for all factors of one side length together, and processes of a data-parallel run
-divide it: each factor is decomposed by one of them, and all get the same bits.
+statistics, is done every few steps for all factors of one side length together.
 
-State is (count, ...) for the `count` matrices of a parameter, in float32 at least.
+Under DDP every process has all of the state and does all of a step but the decompositions: each factor is decomposed by
+one process, and all get the same bits. Of a DTensor (FSDP2, HSDP, tensor parallelism) each matrix has one owner, the same
+in every step (lit_opt.optim.matrix.owned): it alone has the state, gets the gradient and sends the update back.
+
+State is (count, ...) for the `count` matrices of a parameter that this process owns, in float32 at least.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import is_sharded, local, own_part
-from lit_opt.optim.matrix.batches import decay_, matrices_of, place
+from lit_opt.averaging.shards import gradients_of, local
+from lit_opt.optim.matrix.batches import matrices_of, place
 from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.layout import blocks, shape_of
+from lit_opt.optim.matrix.owned import Ranges, count_of, key_of, owners_of
+from lit_opt.optim.matrix.owned_state import give_out, take_in
 from lit_opt.optim.matrix.plan import Chunk, Slot, make_plan
-from lit_opt.optim.matrix.refresh import SCRATCH_BYTES, Exchange, Side, exchange_of, packs_of
-from lit_opt.optim.matrix.sharing import divided
+from lit_opt.optim.matrix.refresh import SCRATCH_BYTES, Exchange, Side, refresh
+from lit_opt.optim.matrix.routes import group_of
+from lit_opt.optim.matrix.sharded import step_divided
 from lit_opt.optim.matrix.stages import Group
 
 REFRESHES = ("spread", "together")
@@ -42,8 +48,8 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
     A subclass says what it keeps (`kept`), how gradients become updates (`update`), and how a statistic is decomposed
     (`decompose`, `decomposed`).
 
-    Under FSDP2 gradients are gathered whole, and every process keeps the whole state of the matrices: their memory is
-    not divided.
+    Under FSDP2, HSDP and tensor parallelism the state of each matrix is in one process. `state_dict` gives it as DTensors
+    with even shards and `load_state_dict` takes such, or whole tensors: every process has to call them.
 
     Example:
         >>> from lit_opt.optim import Soap
@@ -51,7 +57,6 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         ('betas', 'shampoo_beta')
     """
 
-    whole_everywhere: ClassVar[bool] = True
     # Whether a step uses decompositions of its own statistics; otherwise they are for the next step.
     refreshes_first: ClassVar[bool] = False
     # The number of the first step.
@@ -90,22 +95,47 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
                 problems.append(f"{where}{key}: {value!r} is not a whole number above 0.")
         return problems
 
+    def state_dict(self) -> dict[str, Any]:
+        """As in torch; what one process owns is a DTensor, and to make that is a collective."""
+        saved = super().state_dict()
+        give_out(self, saved)
+        return saved
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """As in torch, but the state keeps its precision: torch casts it to that of the weights."""
+        """As in torch, but the state keeps its precision; for DTensors a collective."""
         super().load_state_dict(state_dict)
-        params = [param for group in self.param_groups for param in group["params"]]
-        saved = [index for group in state_dict["param_groups"] for index in group["params"]]
-        for param, index in zip(params, saved, strict=True):
-            for key, value in state_dict["state"].get(index, {}).items():
-                own = self.state[param][key]
-                if isinstance(own, Tensor) and own.dtype != value.dtype:
-                    self.state[param][key] = value.detach().to(own.device, copy=True)
+        take_in(self, state_dict)
+
+    def _divides(self, chunk: Chunk) -> bool:
+        return chunk.owners is not None
 
     def _made(self, matrices: list[list[Tensor]], agreed: tuple[str, ...]) -> list[Chunk]:
         """Parameters that missed steps are in chunks of their own, so that all of a chunk are at the same step."""
         self._offsets = self._offsets_of_all()
         self._known: dict[int, tuple[list[Tensor], list[Kept]]] = {}
-        return make_plan(self.param_groups, matrices, agreed, apart=self._step_of, capacity=capacity)
+        self._owners = owners_of(self)
+        chunks = make_plan(
+            self.param_groups, matrices, agreed, apart=self._step_of, capacity=capacity, owners=self._owners_of_block
+        )
+        self._own = {id(chunk): self._own_part(chunk) for chunk in chunks if chunk.owners is not None}
+        return chunks
+
+    def _owners_of_block(self, param: Tensor, block: int) -> Ranges | None:
+        return self._owners[id(param)][block] if id(param) in self._owners else None
+
+    def _own_part(self, chunk: Chunk) -> Chunk:
+        """This process's matrices of a chunk, with parts of what it has of their state."""
+        assert chunk.owners is not None
+        rank = torch.distributed.get_rank(group_of(chunk.mesh))
+        own = chunk.owners[rank]
+        slots = []
+        for slot in chunk.slots:
+            if own.start <= slot.place.start < own.stop:
+                first = self._owners[id(slot.param)][slot.block][rank].start
+                part = slot.part and slice(slot.part.start - first, slot.part.stop - first)
+                place = slice(slot.place.start - own.start, slot.place.stop - own.start)
+                slots.append(replace(slot, part=part, place=place))
+        return replace(chunk, shape=(count_of(own), *chunk.shape[1:]), slots=tuple(slots))
 
     def _step_of(self, param: Tensor) -> int:
         state = self.state.get(param, {})
@@ -131,27 +161,55 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
 
     def _step_matrices(self, chunks: list[Chunk]) -> None:
         """Advance the step counts, then all chunks, with what is due before or after."""
-        for chunk in chunks:
+        for chunk in (*chunks, *self._divided):
             self._advance(chunk)
-        steps = [self._step_of(chunk.slots[0].param) for chunk in chunks]
-        due = [
+        step_divided(self, self._routes or ())
+        due = self._due(chunks)
+        if self.refreshes_first and due:
+            for chunk in chunks:
+                self._on_stack(chunk, self._gradients(chunk), self.accumulate)
+            self._refresh(due, self._processes)
+        before = (self.accumulate,) if self.refreshes_first and not due else ()
+        for chunk in chunks:
+            update = self._on_stack(chunk, self._gradients(chunk), *before, self.update)
+            if update is not None:
+                self._apply(chunk, update)
+        if not self.refreshes_first:
+            self._refresh(due, self._processes)
+            self._refresh(self._due(self._own.values()), 1)
+
+    def _due(self, chunks: Iterable[Chunk]) -> list[tuple[Chunk, Slot, int]]:
+        """The slots that get new decompositions in this step, with their step."""
+        steps = [(chunk, slot, self._step_of(slot.param)) for chunk in chunks for slot in chunk.slots]
+        return [
             (chunk, slot, step)
-            for chunk, step in zip(chunks, steps, strict=True)
-            for slot in chunk.slots
+            for chunk, slot, step in steps
             if self.due(chunk.options, step, self._offsets[id(slot.param)])
         ]
-        if self.refreshes_first and due:
-            for chunk, step in zip(chunks, steps, strict=True):
-                self._on_stack(chunk, step, self.accumulate)
-            self._refresh(due)
-        updates: dict[Tensor, Tensor] = {}
-        for chunk, step in zip(chunks, steps, strict=True):
-            before = (self.accumulate,) if self.refreshes_first and not due else ()
-            update = self._on_stack(chunk, step, *before, self.update)
-            if update is not None:
-                self._apply_everywhere(chunk, update, updates)
-        if not self.refreshes_first and due:
-            self._refresh(due)
+
+    def _open(self, index: int, params: Sequence[Tensor]) -> tuple[list[Tensor] | None, list[Tensor], float]:
+        """What goes to the owners of DTensors: gradients as they are."""
+        return None, gradients_of(params), 1.0
+
+    def _directions(
+        self, chunks: Sequence[Chunk], batches: Sequence[Tensor], kept: Sequence[Tensor | None]
+    ) -> list[tuple[Tensor, Tensor | None]]:
+        """Updates of this process's matrices of chunks, of whose gradients the batches are."""
+        return [(self._updated(chunk, batch), None) for chunk, batch in zip(chunks, batches, strict=True)]
+
+    def _updated(self, chunk: Chunk, batch: Tensor) -> Tensor:
+        own = self._own[id(chunk)]
+        due = self._due([own]) if self.refreshes_first else []
+        before = (self.accumulate,) if self.refreshes_first else ()
+        if due:
+            self._on_stack(own, batch, self.accumulate)
+            self._refresh(due, 1)
+            before = ()
+        update = self._on_stack(own, batch, *before, self.update)
+        return batch if update is None else update
+
+    def _moves(self, chunk: Chunk) -> bool:
+        return self._step_of(chunk.slots[0].param) > 0
 
     def _advance(self, chunk: Chunk) -> None:
         """Count the step of the parameters that open here, and make the state of new ones."""
@@ -171,30 +229,32 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         # Shapes alone: looking at the parts of sharded tensors would make processes talk.
         views = blocks(torch.empty(param.shape, device="meta"), group)
         for block, (count, rows, cols) in enumerate(map(shape_of, views)):
+            if chunk.owners is not None:
+                own = self._owners[id(param)][block][torch.distributed.get_rank(group_of(chunk.mesh))]
+                count = count_of(own)
             for key, shape in self.kept(group, rows, cols).items():
-                made = torch.zeros(count, *shape, dtype=chunk.dtype, device=_device(param))
+                made = torch.zeros(count, *shape, dtype=chunk.dtype, device=local(param).device)
                 if key.endswith(("_basis", "_root")):
                     made.diagonal(dim1=-2, dim2=-1).fill_(1.0)
-                state[_key(key, block)] = made
+                state[key_of(key, block)] = made
 
     def _views(self, slot: Slot, options: Group) -> Kept:
         state = self.state[slot.param]
         part = slot.part if slot.part is not None else slice(None)
-        return {key: state[_key(key, slot.block)][part] for key in self.kept(options, *slot.shape)}
+        return {key: state[key_of(key, slot.block)][part] for key in self.kept(options, *slot.shape)}
 
     def _views_of_all(self, chunk: Chunk) -> list[Kept]:
         """`_views` of each slot, made anew where somebody has put other tensors into the state."""
-        held = [self.state[slot.param][_key("exp_avg", slot.block)] for slot in chunk.slots]
+        held = [self.state[slot.param][key_of("exp_avg", slot.block)] for slot in chunk.slots]
         found = self._known.get(id(chunk))
         if found is None or any(a is not b for a, b in zip(held, found[0], strict=True)):
             found = self._known[id(chunk)] = (held, [self._views(slot, chunk.options) for slot in chunk.slots])
         return found[1]
 
-    def _on_stack(self, chunk: Chunk, step: int, *stages: Callable[[Tensor, Kept, int, Group], Any]) -> Any:
+    def _on_stack(self, chunk: Chunk, gradient: Tensor, *stages: Callable[[Tensor, Kept, int, Group], Any]) -> Any:
         """Run stages on the chunk's states as batches, and write back what they changed; the last one's result."""
-        views = self._views_of_all(chunk)
+        views, step = self._views_of_all(chunk), self._step_of(chunk.slots[0].param)
         kept = views[0] if len(views) == 1 else {key: torch.cat([view[key] for view in views]) for key in views[0]}
-        gradient = self._gradients(chunk)
         result = [stage(gradient, kept, step, chunk.options) for stage in stages][-1]
         if len(views) == 1:
             return result
@@ -213,66 +273,26 @@ class PreconditionedOptimizer(MatrixOptimizer, ABC):
         if chunk.plain:
             grads: list[Any] = [slot.param.grad for slot in chunk.slots]
             return torch.stack([grad if grad.ndim == 2 else grad.flatten(1) for grad in grads]).to(chunk.dtype)
-        batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=_device(first.param))
-        whole: dict[Tensor, Tensor] = {}
+        batch = torch.empty(chunk.shape, dtype=chunk.dtype, device=first.param.device)
         for slot in chunk.slots:
-            if slot.param not in whole:
-                grad: Any = slot.param.grad
-                whole[slot.param] = grad.full_tensor() if is_sharded(grad) else grad
-            part = matrices_of(whole[slot.param], slot, self.param_groups[slot.group])
-            target = place(batch, slot)
-            target.view(part.shape).copy_(part)
-            if slot.last:
-                del whole[slot.param]
+            assert slot.param.grad is not None
+            part = matrices_of(slot.param.grad, slot, self.param_groups[slot.group])
+            place(batch, slot).view(part.shape).copy_(part)
         return batch
-
-    def _apply_everywhere(self, chunk: Chunk, update: Tensor, wholes: dict[Tensor, Tensor]) -> None:
-        """Decay and apply what every process has; of a DTensor each takes its own part."""
-        if chunk.mesh is None:
-            self._apply(chunk, update)
-            return
-        for index, params in chunk.opens:
-            decay_(params, self._decay_rate(index, chunk.shape[1:]))
-        for slot in chunk.slots:
-            if slot.param not in wholes:
-                wholes[slot.param] = torch.empty(slot.param.shape, dtype=chunk.dtype, device=update.device)
-            target = matrices_of(wholes[slot.param], slot, self.param_groups[slot.group])
-            factor = self._factor(slot.group, slot.shape, chunk.kernel)
-            target.copy_(place(update, slot).reshape(target.shape)).mul_(factor)
-            if slot.last:
-                local(slot.param).add_(own_part(wholes.pop(slot.param), slot.param))
 
     def _factor(self, index: int, shape: Sequence[int], kernel: int) -> Any:
         return -self.param_groups[index]["lr"]
 
-    def _refresh(self, due: list[tuple[Chunk, Slot, int]]) -> None:
-        """New decompositions of all sides that are due, those of one length together."""
-        buckets: dict[tuple[Any, ...], list[Side]] = defaultdict(list)
-        for chunk, slot, step in due:
-            views = self._views(slot, chunk.options)
-            for name in ("left", "right"):
-                if f"{name}_factor" in views:
-                    factor = views[f"{name}_factor"]
-                    key = (factor.size(-1), factor.dtype, factor.device, *chunk.options.values(), step)
-                    buckets[key].append(Side(name, views, chunk.options, step))
-        packs = [pack for (side, *_), sides in buckets.items() for pack in packs_of(sides, side, self._processes)]
-        counts = [sum(side.views[f"{side.name}_factor"].size(0) for side in pack) for pack in packs]
-        work = [pack[0].views[f"{pack[0].name}_factor"].size(-1) ** 3 for pack in packs]
-        parts = divided(counts, work, self._processes) if self._processes > 1 else [[] for _ in packs]
-        for pack, part in zip(packs, parts, strict=True):
-            self.decomposed(pack, exchange_of(part, self._group))
-
-
-def together(tensors: Sequence[Tensor]) -> Tensor:
-    """One batch of several, and one as it is.
-
-    Example:
-        >>> import torch
-        >>> together([torch.ones(1, 2), torch.zeros(1, 2)])
-        tensor([[1., 1.],
-                [0., 0.]])
-    """
-    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+    def _refresh(self, due: list[tuple[Chunk, Slot, int]], processes: int) -> None:
+        """New decompositions of all sides that are due, those of one length together; so many processes divide them."""
+        found = [
+            Side(name, views, chunk.options, step)
+            for chunk, slot, step in due
+            for views in (self._views(slot, chunk.options),)
+            for name in ("left", "right")
+            if f"{name}_factor" in views
+        ]
+        refresh(found, self.decomposed, processes, self._group)
 
 
 def capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> int:
@@ -286,12 +306,3 @@ def capacity(rows: int, cols: int, dtype: torch.dtype, device: torch.device) -> 
         return 1
     each = (6 * rows * cols + 2 * rows * rows + 2 * cols * cols) * dtype.itemsize
     return max(1, SCRATCH_BYTES // each)
-
-
-def _key(name: str, block: int) -> str:
-    """The key of a state; blocks of a parameter after its first have a number."""
-    return f"{name}_{block}" if block else name
-
-
-def _device(param: Any) -> torch.device:
-    return param.to_local().device if is_sharded(param) else param.device

@@ -42,36 +42,72 @@ def chunk_flops(optimizer: PreconditionedOptimizer, chunk: Chunk) -> int:
     return round(count * total)
 
 
-def preconditioned_scratch(optimizer: PreconditionedOptimizer, chunks: Sequence[Chunk], *, sharded: bool) -> int:
+def preconditioned_scratch(optimizer: PreconditionedOptimizer, chunks: Sequence[Chunk]) -> int:
     """Largest memory that the matrices of a step take at once, beside gradients and state; a step with a refresh.
 
     Args:
         optimizer: Soap, SPlus or Shampoo.
         chunks: Its plan on the device of the run.
-        sharded: The weights are sharded by FSDP2.
 
     Example:
         >>> import torch
         >>> from lit_opt.optim import Soap
-        >>> preconditioned_scratch(Soap([torch.nn.Parameter(torch.zeros(4, 4))]), [], sharded=False)
+        >>> preconditioned_scratch(Soap([torch.nn.Parameter(torch.zeros(4, 4))]), [])
         0
     """
     most = 0
-    factors: Counter[tuple[int, int]] = Counter()
     for chunk in chunks:
         count, rows, cols = chunk.shape
-        size, width = rows * cols, chunk.dtype.itemsize
-        shapes = optimizer.kept(chunk.options, rows, cols)
-        numbers = size * (_STEP[optimizer.name] + bool(chunk.options.get("grafting")))
-        if len(chunk.slots) > 1:
-            numbers += sum(a * b for a, b in shapes.values())
-        if len(chunk.slots) > 1 or chunk.slots[0].param.dtype != chunk.dtype:
-            numbers += size
-        params = {id(slot.param): slot.param.numel() for slot in chunk.slots}
-        most = max(most, round(count * numbers * width) + (2 * sum(params.values()) * width if sharded else 0))
-        for name, (side, _) in shapes.items():
+        gathered = len(chunk.slots) > 1 or chunk.slots[0].param.dtype != chunk.dtype
+        batch = count * rows * cols * chunk.dtype.itemsize if gathered else 0
+        most = max(most, batch + batch_scratch(optimizer, chunk, count, stacked=len(chunk.slots) > 1))
+    return max(most, refresh_scratch(optimizer, chunks, [chunk.shape[0] for chunk in chunks]))
+
+
+def batch_scratch(optimizer: PreconditionedOptimizer, chunk: Chunk, count: int, *, stacked: bool) -> int:
+    """Memory that the step of so many of a chunk's matrices takes beside a batch of their gradients.
+
+    Args:
+        optimizer: Soap, SPlus or Shampoo.
+        chunk: One of its plan.
+        count: Matrices of it.
+        stacked: Their state is copied to one batch, and back.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import SPlus
+        >>> splus = SPlus([torch.nn.Parameter(torch.zeros(4, 4))])
+        >>> batch_scratch(splus, Chunk((1, 4, 4), torch.float32, splus.defaults, (), True), 1, stacked=False)
+        144
+    """
+    _, rows, cols = chunk.shape
+    numbers = rows * cols * (_STEP[optimizer.name] + bool(chunk.options.get("grafting")))
+    if stacked:
+        numbers += sum(a * b for a, b in optimizer.kept(chunk.options, rows, cols).values())
+    return round(count * numbers * chunk.dtype.itemsize)
+
+
+def refresh_scratch(optimizer: PreconditionedOptimizer, chunks: Sequence[Chunk], counts: Sequence[int]) -> int:
+    """Memory that new decompositions of all sides take.
+
+    Args:
+        optimizer: Soap, SPlus or Shampoo.
+        chunks: Its plan.
+        counts: Matrices of each chunk.
+
+    Example:
+        >>> import torch
+        >>> from lit_opt.optim import SPlus
+        >>> splus = SPlus([torch.nn.Parameter(torch.zeros(4, 4))])
+        >>> refresh_scratch(splus, [Chunk((1, 4, 4), torch.float32, splus.defaults, (), True)], [1])
+        474
+    """
+    factors: Counter[tuple[int, int]] = Counter()
+    for chunk, count in zip(chunks, counts, strict=True):
+        for name, (side, _) in optimizer.kept(chunk.options, *chunk.shape[1:]).items():
             if name.endswith("_factor"):
-                factors[side, width] += count
+                factors[side, chunk.dtype.itemsize] += count
+    most = 0
     for (side, width), count in factors.items():
         at_once = min(count, factors_at_once(side, width))
         copies = (_REFRESH if at_once > 1 else _ALONE)[optimizer.name]

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_opt.optim.matrix.sharing import shared
+from lit_opt.optim.matrix.sharing import divided, shared
 
 # Scratch of stacked statistics.
 SCRATCH_BYTES = 64 * 2**20
@@ -75,6 +76,44 @@ def packs_of(sides: list[Side], length: int, processes: int) -> list[list[Side]]
         packs[-1].append(side)
         filled += count
     return packs
+
+
+def refresh(
+    sides: Sequence[Side], decomposed: Callable[[Sequence[Side], Exchange], None], processes: int, group: Any
+) -> None:
+    """New decompositions of sides, those of one length together.
+
+    Args:
+        sides: That are due.
+        decomposed: The method's, for sides of one length.
+        processes: How many divide the work; 1 where these are this process's own.
+        group: Of these processes.
+
+    Example:
+        >>> refresh([], lambda sides, exchange: None, 1, None)
+    """
+    buckets: dict[tuple[Any, ...], list[Side]] = defaultdict(list)
+    for side in sides:
+        factor = side.views[f"{side.name}_factor"]
+        buckets[factor.size(-1), factor.dtype, factor.device, *side.options.values(), side.step].append(side)
+    packs = [pack for (length, *_), alike in buckets.items() for pack in packs_of(alike, length, processes)]
+    counts = [sum(side.views[f"{side.name}_factor"].size(0) for side in pack) for pack in packs]
+    work = [pack[0].views[f"{pack[0].name}_factor"].size(-1) ** 3 for pack in packs]
+    parts = divided(counts, work, processes) if processes > 1 else [[] for _ in packs]
+    for pack, part in zip(packs, parts, strict=True):
+        decomposed(pack, exchange_of(part, group))
+
+
+def together(tensors: Sequence[Tensor]) -> Tensor:
+    """One batch of several, and one as it is.
+
+    Example:
+        >>> import torch
+        >>> together([torch.ones(1, 2), torch.zeros(1, 2)])
+        tensor([[1., 1.],
+                [0., 0.]])
+    """
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
 def factors_at_once(length: int, width: int) -> int:

@@ -22,7 +22,7 @@ from lit_opt.optim.matrix.boxes import (
     within,
 )
 from lit_opt.optim.matrix.plan import Chunk, Slot
-from lit_opt.optim.matrix.sharing import shares
+from lit_opt.optim.matrix.sharing import ranges_of
 
 Groups = Sequence[Mapping[str, Any]]
 
@@ -156,7 +156,7 @@ def make_routes(chunks: Sequence[Chunk], groups: Groups, sharing: Any = None) ->
     known: dict[Any, tuple[list[Box], list[set[int]]]] = {}
     for mesh, ours in by_mesh.items():
         group = (sharing or torch.distributed.group.WORLD) if mesh is None else group_of(mesh)
-        for chunk, ranges in zip(ours, shares(ours, torch.distributed.get_world_size(group)), strict=True):
+        for chunk, ranges in zip(ours, ranges_of(ours, torch.distributed.get_world_size(group)), strict=True):
             found[id(chunk)] = _route(chunk, groups, group, ranges, known)
     return [found[id(chunk)] for chunk in chunks]
 
@@ -211,15 +211,27 @@ def group_of(mesh: Any) -> Any:
     return made[members]
 
 
+def order_of(group: Any, mesh: Any = None) -> list[int]:
+    """A group's processes as places in a mesh of them, the mesh's last dimension fastest; without one their own order.
+
+    Example:
+        >>> import torch.distributed as dist
+        >>> dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        >>> order_of(dist.group.WORLD)
+        [0]
+        >>> dist.destroy_process_group()
+    """
+    members = torch.distributed.get_process_group_ranks(group)
+    places = members if mesh is None else mesh.mesh.flatten().tolist()
+    return [places.index(member) for member in members]
+
+
 # Default group -> itself, so that no other can get its id, and the groups that were made beside it.
 _GROUPS: dict[int, tuple[Any, dict[tuple[int, ...], Any]]] = {}
 
 
-def _route(chunk: Chunk, groups: Groups, group: Any, ranges: list[slice], known: dict[Any, Any]) -> Route:
-    # The group's order of processes, as places in the mesh.
-    members = torch.distributed.get_process_group_ranks(group)
-    places = members if chunk.mesh is None else chunk.mesh.mesh.flatten().tolist()
-    order = [places.index(member) for member in members]
+def _route(chunk: Chunk, groups: Groups, group: Any, ranges: Sequence[slice], known: dict[Any, Any]) -> Route:
+    order = order_of(group, chunk.mesh)
     processes, rank = len(order), torch.distributed.get_rank(group)
     layouts = [_holders(slot.param, order, known) for slot in chunk.slots]
     items = [items_of(chunk, groups, own) for own in ranges]

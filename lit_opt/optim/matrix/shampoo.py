@@ -10,8 +10,8 @@ from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import inverse_root
 from lit_opt.optim.matrix.groups import group_label
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.soap import add_statistics
 from lit_opt.optim.matrix.stages import Group, Stages
 
@@ -34,6 +34,9 @@ class Shampoo(PreconditionedOptimizer):
     float32 it differs from it on rectangular weights by up to 3e-3 in the first ten steps at eps 1e-12 and lr 1e-2,
     about as much as that code's float32 differs from its float64; from eps 1e-2 on it does not. Convolutions are
     matrices of (outputs, inputs x kernel).
+
+    Kept of an m x n block are m n + 2 m^2 + 2 n^2 numbers, with grafting m n more; of a DTensor in one process as in `Soap`,
+    the blocks of a weight in several.
 
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.

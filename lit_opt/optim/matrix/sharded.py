@@ -1,7 +1,8 @@
 """The step of a matrix method in many processes: DTensors (FSDP2, HSDP, tensor parallelism), and DDP with shared work.
 
 Gradients, momentum and the update of the weights stay where the shards are. Whole matrices exist on their owners alone,
-one chunk at a time. Under DDP every process has all parts already, and gets the results of all.
+one chunk at a time; SOAP and its kind have their state there as well (lit_opt.optim.matrix.owned). Under DDP every
+process has all parts already, and gets the results of all.
 """
 
 from __future__ import annotations
@@ -172,6 +173,8 @@ def _take(
 ) -> None:
     """Scale, decay and apply what came back of each matrix."""
     chunk = route.chunk
+    if not optimizer._moves(chunk):
+        return
     for index, params in chunk.opens:
         decay_(params, optimizer._decay_rate(index, chunk.shape[1:]))
     if moments is not None:

@@ -35,6 +35,19 @@ def shares(chunks: Sequence[Chunk], processes: int) -> list[list[slice]]:
     return divided([chunk.shape[0] for chunk in chunks], work, processes)
 
 
+def ranges_of(chunks: Sequence[Chunk], processes: int) -> list[Sequence[slice]]:
+    """Each chunk's owners: its own, or `shares` of those that have none.
+
+    Example:
+        >>> from lit_opt.optim.matrix.plan import Chunk
+        >>> owned = Chunk((1, 8, 8), torch.float32, {}, (), True, owners=(slice(0, 0), slice(0, 1)))
+        >>> ranges_of([owned], 2)
+        [(slice(0, 0, None), slice(0, 1, None))]
+    """
+    free = iter(shares([chunk for chunk in chunks if chunk.owners is None], processes))
+    return [next(free) if chunk.owners is None else chunk.owners for chunk in chunks]
+
+
 def divided(counts: Sequence[int], work: Sequence[int], processes: int) -> list[list[slice]]:
     """Which entries of each batch each process computes; see `shares`.
 

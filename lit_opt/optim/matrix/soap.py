@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, power_step, rounding_floor, without_rounding
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.stages import Group, Stages
 
 # Side from which only the lower triangle of statistics is computed.
@@ -117,6 +117,9 @@ class Soap(PreconditionedOptimizer):
     convolution is one matrix of (outputs, inputs x kernel), not one factor a dimension (`layout`). Moments and statistics
     are float32 for bfloat16 weights. `correct_bias=False`, `normalize_grads`, merged dimensions and preconditioned
     vectors are not offered.
+
+    Kept of an m x n matrix are 2 m n + 2 m^2 + 2 n^2 numbers (nothing of m^2 where it is not rotated): of a DTensor (FSDP2,
+    HSDP, tensor parallelism) in one process alone, its owner; otherwise in every process.
 
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.

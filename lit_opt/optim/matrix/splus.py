@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from lit_opt.averaging.shards import local
+from lit_opt.averaging.shards import like, local
 from lit_opt.errors import RecipeError
 from lit_opt.optim.matrix.eigenbasis import eigenbasis, without_rounding
-from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer, together
-from lit_opt.optim.matrix.refresh import Exchange, Side
+from lit_opt.optim.matrix.preconditioned import Kept, PreconditionedOptimizer
+from lit_opt.optim.matrix.refresh import Exchange, Side, together
 from lit_opt.optim.matrix.soap import add_statistics, rotated, rotated_back, sides_kept
 from lit_opt.optim.matrix.stages import Group, Stages
 
@@ -36,6 +36,9 @@ class SPlus(PreconditionedOptimizer):
     (shapes 8 x 5); where the statistics have full rank, they are equal to 1e-10 in float64. Convolutions are matrices of
     (outputs, inputs x kernel) and vectors go to AdamW; the official code takes their sign. A side of exactly
     max_preconditioner_dim is rotated.
+
+    Kept of an m x n matrix are m n + 2 m^2 + 2 n^2 numbers, of a DTensor in one process as in `Soap`; and the averaged
+    weights, in shards as the weights.
 
     Args:
         params: Tensors, (name, tensor) pairs or group dicts. Tensors with fewer than two dimensions go to AdamW.
@@ -144,8 +147,7 @@ class SPlus(PreconditionedOptimizer):
         if any("raw_weight" in state for state in self.state.values()):
             raise RecipeError(["step: the parameters hold averages after eval(). Call optimizer.train() before."])
         loss = super().step(closure)
-        chunks, _ = self._plan or ([], [])
-        shapes = {id(p): chunk.shape[1:] for chunk in chunks for _, params in chunk.opens for p in params}
+        shapes = {id(p): chunk.shape[1:] for chunk in self._chunks for _, params in chunk.opens for p in params}
         for index, group in enumerate(self.param_groups):
             rate = group.get("ema_rate", self.defaults["ema_rate"])
             alike: dict[Any, list[Tensor]] = defaultdict(list)
@@ -175,7 +177,7 @@ class SPlus(PreconditionedOptimizer):
             for param in group["params"]:
                 state = self.state.get(param, {})
                 if "average" in state and "raw_weight" not in state:
-                    state["raw_weight"] = local(param).detach().clone()
+                    state["raw_weight"] = like(local(param).detach().clone(), param)
                     local(param).copy_(local(state["average"]) / (1 - rate ** float(state["step"])))
 
     @torch.no_grad()
@@ -185,7 +187,7 @@ class SPlus(PreconditionedOptimizer):
             for param in group["params"]:
                 raw = self.state.get(param, {}).pop("raw_weight", None)
                 if raw is not None:
-                    local(param).copy_(raw)
+                    local(param).copy_(local(raw))
 
     def _rate(self, index: int, shape: Sequence[int]) -> Any:
         group = self.param_groups[index]

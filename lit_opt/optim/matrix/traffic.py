@@ -10,12 +10,11 @@ from typing import Any
 from torch.optim import Optimizer
 
 from lit_opt.optim.matrix.boxes import Box, boxes_by, common, sources_by
-from lit_opt.optim.matrix.cost import planned, result_width
+from lit_opt.optim.matrix.cost import chunk_work, planned, result_width
 from lit_opt.optim.matrix.exchange import rounds
-from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.routes import items_of
-from lit_opt.optim.matrix.sharing import shares
+from lit_opt.optim.matrix.sharing import ranges_of, shares
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class Traffic:
     Args:
         sent: Bytes to other processes.
         received: Bytes from other processes.
-        flops: Operations of the orthogonalisation, by the standard iteration.
+        flops: Operations of the orthogonalisation, by the standard iteration; of SOAP and its kind the average over steps.
 
     Example:
         >>> Traffic(sent=10, received=10, flops=100).sent
@@ -93,11 +92,12 @@ def sharded_traffic(optimizer: Optimizer, mesh_shape: Sequence[int], *, cuda: bo
     sources = [sources_by(mesh_shape, cuts, owner) for owner in range(processes)]
     sent, received, flops = ([0] * processes for _ in range(3))
     chunks = planned(optimizer, sharded=processes)
-    for chunk, ranges in zip(chunks, shares(chunks, processes), strict=True):
+    for chunk, ranges in zip(chunks, ranges_of(chunks, processes), strict=True):
+        each = chunk_work(optimizer, chunk)
         width = result_width(optimizer, chunk, cuda, normalised=True)
         for owner, own in enumerate(ranges):
             count = own.stop - own.start
-            flops[owner] += count * orthogonalization_flops(*chunk.shape[1:], chunk.options["ns_steps"])
+            flops[owner] += count * each
             for _, index, region in items_of(chunk, groups, own):
                 shape = tuple(chunk.slots[index].param.shape)
                 held = boxes.setdefault(shape, boxes_by(shape, mesh_shape, cuts))

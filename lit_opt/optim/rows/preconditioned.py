@@ -44,7 +44,7 @@ def _matrices(shape: Shape, options: Mapping[str, Any]) -> list[tuple[int, int, 
 
 
 def _kept(numbers: Numbers, *, everything: tuple[str, ...] = ()) -> StateOf:
-    """What a method keeps of its matrices, whole in every process and in float32 at least; AdamW's for the rest."""
+    """What a method keeps of its matrices, not cut into shards and in float32 at least; AdamW's for the rest."""
 
     def law(shape: Shape, options: Mapping[str, Any]) -> tuple[Buffer, ...]:
         more = tuple(Buffer(name=name, numbers=math.prod(shape), precise=True) for name in everything)

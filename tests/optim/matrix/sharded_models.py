@@ -29,6 +29,15 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
     "splus": ("splus", {"lr": 0.01, "precondition_frequency": 3}),
     "shampoo": ("shampoo", {"lr": 1e-3, "precondition_frequency": 3}),
 }
+# The same in blocks: the parts of a matrix that have statistics of their own.
+BLOCKS: dict[str, tuple[str, dict[str, Any]]] = {
+    "shampoo_blocks": (
+        "shampoo",
+        {"lr": 1e-3, "precondition_frequency": 3, "max_preconditioner_dim": 5, "grafting": "adam"},
+    )
+}
+# What has state that is divided among owners.
+OWNED = ("soap", "splus", "shampoo", "shampoo_blocks")
 # Name -> shape, options of its group. Rows that 4 does not divide, one row, fewer rows than processes, fused and stacked
 # weights of every layout.
 WEIGHTS: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {
@@ -117,7 +126,7 @@ def _distribute(module: Weights, mesh: Any, placements: list[Any]) -> None:
 
 def optimizer_of(method: str, module: Weights, **options: Any) -> Any:
     """One group for each kind of weights, so that their options differ."""
-    name, given = METHODS[method]
+    name, given = {**METHODS, **BLOCKS}[method]
     groups: dict[str, dict[str, Any]] = {}
     for key, param in module.named_parameters():
         own = module.sizes[key][1]

@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from torch import nn
 from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
     get_model_state_dict,
     get_optimizer_state_dict,
     set_model_state_dict,
@@ -22,21 +23,34 @@ from torch.distributed.fsdp import FullyShardedDataParallel as FSDP
 from torch.distributed.tensor import DTensor, Partial
 from torch.nn import Parameter
 
+from lit_opt.averaging.shards import local, own_part
 from lit_opt.errors import RecipeError
 from lit_opt.optim import build
 from lit_opt.optim.matrix import exchange
-from tests.optim.matrix.sharded_models import METHODS, STEPS, Weights, cut, noise, optimizer_of, shards_of, train, whole
+from tests.optim.matrix.sharded_models import (
+    BLOCKS,
+    METHODS,
+    OWNED,
+    STEPS,
+    Weights,
+    cut,
+    noise,
+    optimizer_of,
+    shards_of,
+    train,
+    whole,
+)
 
 # (processes, how the weights are cut, dtype, methods).
 CASES = [
-    (2, "fsdp", torch.float64, tuple(METHODS)),
+    (2, "fsdp", torch.float64, (*METHODS, *BLOCKS)),
     (2, "fsdp", torch.float32, tuple(METHODS)),
     (2, "tp", torch.float64, tuple(METHODS)),
     (4, "fsdp", torch.float64, tuple(METHODS)),
-    (4, "hsdp", torch.float64, tuple(METHODS)),
-    (4, "fsdp+tp", torch.float64, ("normuon", "teon")),
-    (4, "twice", torch.float64, ("normuon", "teon")),
-    (4, "stage", torch.float64, ("normuon",)),
+    (4, "hsdp", torch.float64, (*METHODS, *BLOCKS)),
+    (4, "fsdp+tp", torch.float64, ("normuon", "teon", "soap")),
+    (4, "twice", torch.float64, ("normuon", "teon", "splus")),
+    (4, "stage", torch.float64, ("normuon", "shampoo")),
 ]
 # Processes -> shapes of the mesh for the simulator; None for DDP.
 SIMULATED: dict[int, dict[str, tuple[int, ...] | None]] = {
@@ -73,6 +87,64 @@ def resumed(method: str, how: str | None, folder: Path) -> dict[str, torch.Tenso
     rest = noise(torch.float64)[SAVED_AT:]
     train(module, optimizer, rest if how is None else shards_of(rest, module), first=SAVED_AT)
     return whole(module)
+
+
+def resumed_by_hand(method: str, folder: Path) -> dict[str, torch.Tensor]:
+    """From a file that one process wrote with torch.save, by `load_state_dict` alone: whole tensors, no DTensors."""
+    module = cut(Weights(torch.float64), "fsdp")
+    saved = torch.load(folder / f"plain.{method}.pt", weights_only=True)
+    with torch.no_grad():
+        for name, param in module.named_parameters():
+            local(param).copy_(own_part(saved["model"][name], param))
+    optimizer = optimizer_of(method, module)
+    optimizer.load_state_dict(saved["optimizer"])
+    rest = shards_of(noise(torch.float64)[SAVED_AT:], module)
+    train(module, optimizer, rest, first=SAVED_AT)
+    return whole(module)
+
+
+def written_by_one_process(method: str, folder: Path) -> None:
+    """Half of the steps in this process alone, saved as users do."""
+    module = Weights(torch.float64)
+    optimizer = optimizer_of(method, module)
+    train(module, optimizer, noise(torch.float64)[:SAVED_AT])
+    state = {"model": module.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save(state, folder / f"plain.{method}.pt")
+
+
+def owned_state(method: str, how: str) -> dict[str, Any]:
+    """What this process holds of the matrices' state, and what torch gathers of it, beside what one process has."""
+    module = cut(Weights(torch.float64), how)
+    optimizer = optimizer_of(method, module)
+    train(module, optimizer, shards_of(noise(torch.float64)[:3], module))
+    held = {
+        (name, key): value
+        for name, param in module.named_parameters()
+        for key, value in optimizer.state[param].items()
+        if param.ndim > 1 and key not in ("step", "average") and name != "embedding"
+    }
+    full = StateDictOptions(full_state_dict=True, flatten_optimizer_state_dict=True)
+    gathered = get_optimizer_state_dict(module, optimizer, options=full)
+    # There and back.
+    before = {key: value.clone() for key, value in held.items()}
+    optimizer.load_state_dict(optimizer.state_dict())
+    params = dict(module.named_parameters())
+    assert all(torch.equal(optimizer.state[params[name]][key], value) for (name, key), value in before.items())
+    return {
+        "averaged": averaged(module, optimizer) if method == "splus" else None,
+        "bytes": {name: value.nbytes for name, value in held.items() if name[0] != "plain"},
+        "gathered": {key: value for key, value in gathered.items() if key.startswith("state.")},
+    }
+
+
+def averaged(module: Weights, optimizer: Any) -> dict[str, torch.Tensor]:
+    """SPlus's averages as weights; afterwards the weights are what they were."""
+    before = whole(module)
+    optimizer.eval()
+    found = whole(module)
+    optimizer.train()
+    assert all(torch.equal(value, before[name]) for name, value in whole(module).items())
+    return found
 
 
 def straight(method: str, how: str | None, dtype: torch.dtype, save_to: Path | None = None) -> dict[str, torch.Tensor]:
@@ -172,6 +244,10 @@ def work(rank: int, world: int, folder: Path) -> None:
             results[f"{method}/{how}/{dtype}"] = straight(method, how, dtype, path)
     for method in METHODS if world in LOADING else ():
         results[f"{method}/resumed"] = resumed(method, "fsdp", folder)
+    for method in OWNED:
+        results[f"{method}/owned"] = owned_state(method, "fsdp" if world == 2 else "hsdp")
+        if world == 2:
+            results[f"{method}/by_hand"] = resumed_by_hand(method, folder)
     for how in SIMULATED[world]:
         for method in ("muon", "normuon", "teon"):
             results[f"traffic/{how}/{method}"] = traffic(method, how)

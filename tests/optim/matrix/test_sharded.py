@@ -12,8 +12,17 @@ import torch.multiprocessing as mp
 
 from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 from lit_opt.optim.matrix.traffic import ddp_traffic, sharded_traffic
-from tests.optim.matrix.sharded_models import METHODS, Weights, distance, optimizer_of
-from tests.optim.matrix.sharded_processes import CASES, LOADING, SIMULATED, resumed, straight, work
+from tests.optim.matrix.sharded_models import BLOCKS, METHODS, OWNED, Weights, distance, noise, optimizer_of, train
+from tests.optim.matrix.sharded_processes import (
+    CASES,
+    LOADING,
+    SIMULATED,
+    averaged,
+    resumed,
+    straight,
+    work,
+    written_by_one_process,
+)
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
 WORLDS = (2, 4)
@@ -23,6 +32,8 @@ Results = dict[int, list[dict[str, Any]]]
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("sharded")
+    for method in OWNED:
+        written_by_one_process(method, folder)
     for world in WORLDS:
         mp.spawn(work, args=(world, folder), nprocs=world)
     return folder
@@ -35,7 +46,8 @@ def results(folder: Path) -> Results:
 
 @pytest.fixture(scope="module")
 def alone() -> dict[tuple[str, torch.dtype], dict[str, torch.Tensor]]:
-    return {(method, dtype): straight(method, None, dtype) for method in METHODS for dtype in TOLERANCE}
+    found = {(method, dtype): straight(method, None, dtype) for method in METHODS for dtype in TOLERANCE}
+    return found | {(method, torch.float64): straight(method, None, torch.float64) for method in BLOCKS}
 
 
 @pytest.mark.parametrize(
@@ -55,6 +67,34 @@ def test_what_two_processes_saved_goes_on_in_one_and_in_four(
 ):
     got = resumed(method, None, folder) if world == 1 else results[world][0][f"{method}/resumed"]
     assert distance(got, alone[method, torch.float64]) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("method", OWNED)
+def test_what_one_process_saved_goes_on_in_two_without_torchs_checkpoints(results: Results, alone, method: str):
+    for result in results[2]:
+        assert distance(result[f"{method}/by_hand"], alone[method, torch.float64]) <= TOLERANCE[torch.float64]
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("method", OWNED)
+def test_each_matrix_has_its_state_in_one_process(results: Results, method: str, world: int):
+    """And torch gathers all of it, as one process has it."""
+    module = Weights(torch.float64)
+    optimizer = optimizer_of(method, module)
+    train(module, optimizer, noise(torch.float64)[:3])
+    params = dict(module.named_parameters())
+    found = [result[f"{method}/owned"] for result in results[world]]
+    for (name, key), size in found[0]["bytes"].items():
+        assert size + sum(other["bytes"][name, key] for other in found[1:]) == optimizer.state[params[name]][key].nbytes
+    held = [sum(one["bytes"].values()) for one in found]
+    # The matrices here have twelve shapes and one number of each; alike ones are divided better.
+    assert max(held) <= 1.3 * sum(held) / world
+    for one in found:
+        if method == "splus":
+            assert distance(one["averaged"], averaged(module, optimizer)) <= TOLERANCE[torch.float64]
+        for key, value in one["gathered"].items():
+            _, name, key = key.split(".")
+            torch.testing.assert_close(value, optimizer.state[params[name]][key], rtol=1e-9, atol=1e-9)
 
 
 def test_a_gradient_that_some_processes_lack_is_refused_by_all(results: Results):
