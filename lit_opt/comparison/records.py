@@ -49,11 +49,14 @@ class Protocol:
         metric: The logged name that is compared.
         mode: "min" if lower is better.
         budget_steps: Optimizer steps of every run.
-        eval_steps: After which steps each run is evaluated; the last is `budget_steps`.
+        eval_steps: After which steps each run is evaluated, from 0 (before training) to `budget_steps`.
         trials: Points of the search for each arm, the same number for all.
         seeds: Fresh seeds of the confirmation.
         studies: How often search and confirmation are repeated, with other points and seeds.
         target_share: Share of the baseline's drop (first evaluation to final) that is the target.
+        seed: Of the comparison: points, seeds and order follow from it.
+        extend: How often the search is widened where an arm's best point stands on the edge of its box.
+        settings: All else that was fixed, as plain data: model, data, Trainer, threads, versions, samples a step.
     """
 
     arms: tuple[Arm, ...]
@@ -66,6 +69,9 @@ class Protocol:
     seeds: int
     studies: int = 1
     target_share: float = 0.98
+    seed: int = 0
+    extend: int = 0
+    settings: dict[str, object] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
