@@ -25,6 +25,10 @@ class Diverged(Exception):
     """Leaves a run whose loss is not finite, or far above the first one for long."""
 
 
+class Enough(Exception):
+    """Leaves a rehearsal."""
+
+
 class TimedOut(Exception):
     """Leaves a run that takes longer than it was given."""
 
@@ -40,6 +44,7 @@ class Observer(Callback):
         seed: Of the run.
         timeout: Seconds that the run may take.
         stop_after: For a rehearsal: optimizer steps after which it ends.
+        evaluates_at_stop: It is evaluated then.
 
     Example:
         >>> from lit_opt import Recipe
@@ -57,10 +62,11 @@ class Observer(Callback):
         seed: int,
         timeout: float = math.inf,
         stop_after: int | None = None,
+        evaluates_at_stop: bool = False,
     ) -> None:
         self.recipe = recipe
         self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
-        self.timeout, self.stop_after = timeout, stop_after
+        self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None
         self.before: dict[str, Any] = {}
@@ -124,7 +130,9 @@ class Observer(Callback):
         if now - self._began > self.timeout:
             raise TimedOut(f"stopped after {now - self._began:.0f} s at step {self.step}")
         if self.stop_after is not None and self.step >= self.stop_after:
-            trainer.should_stop = True
+            if not self.evaluates_at_stop:
+                raise Enough
+            trainer.should_stop = True  # and Lightning validates
 
     def _why(self, allowed: float) -> str:
         if math.isinf(float(self._bad)):
@@ -154,7 +162,7 @@ class Observer(Callback):
                     metric=float(logged[self.metric]),
                 )
             )
-        elif step:
+        elif step and self.metric:
             raise RecipeError([missing_metric(self.metric, self.logged)])
         if self.loader is not None and step:
             self.batch_hashes[str(step)] = self.loader.digest()
