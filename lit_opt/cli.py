@@ -66,6 +66,7 @@ def _dispatch(args: list[str]) -> int:
         "plan": plan,
         "check": check,
         "choose": choose,
+        "compare": compare,
         "new": new,
         "export-ema": export_ema,
     }
@@ -242,6 +243,23 @@ def plan(args: list[str]) -> int:
 
     print_plan(vars(known), others, _show)
     return 0
+
+
+def compare(args: list[str]) -> int:
+    """A fair comparison of recipes; `worker` joins one, `report` writes its report."""
+    from lit_opt.commands.compare_options import EXAMPLES, add_options
+
+    verb = args[0] if args and not args[0].startswith("-") else ""
+    if verb not in ("", "worker", "report"):
+        raise RecipeError([f"compare {verb}: unknown.{nearest(verb, ('worker', 'report'))} Known: worker, report."])
+    parser = _parser("compare", "Which optimizer is better on your own model, under a fair protocol.", EXAMPLES)
+    add_options(parser, _one_of)
+    given, others = parser.parse_known_args(args[1:] if verb else args)  # the others are the config's
+    from lit_opt.commands.compare import run_compare, run_report, run_worker  # torch and lightning: seconds
+
+    if verb:
+        return (run_worker if verb == "worker" else run_report)(given.out)
+    return run_compare(vars(given), others)
 
 
 def export_ema(args: list[str]) -> int:

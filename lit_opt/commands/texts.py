@@ -27,6 +27,10 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict   the same config, without training
 
+Prove:
+  lit-opt compare --config mine.yaml --arms llm,llm/muon --budget-steps 2000
+                                      a fair comparison on your own model
+
 Keep:
   lit-opt export-ema last.ckpt out.pt   averaged weights of a checkpoint
 
