@@ -33,9 +33,10 @@ def pictures(results: Results) -> dict[str, bytes]:
         ImportError: Matplotlib is not installed.
 
     Example:
-        >>> from lit_opt.comparison.records import Protocol
+        >>> from lit_opt.comparison.records import Arm, Protocol
         >>> from lit_opt.comparison.results import compute
-        >>> pictures(compute(Protocol((), "a", "loss", "min", 2, (2,), 1, 1), []))
+        >>> arm = Arm("a", "llm", {}, {"lr": 1e-3}, {})
+        >>> pictures(compute(Protocol((arm,), "a", "loss", "min", 2, (2,), 1, 1), []))
         {}
     """
     found = {"difference": difference(results)}
@@ -74,14 +75,7 @@ def difference(results: Results) -> Figure | None:
         if one["mean"] is not None:
             axes.plot([one["low"], one["high"]], [y - 0.1] * 2, color=colour, linewidth=4, solid_capstyle="butt")
             axes.plot([one["mean"]], [y - 0.1], "D", color=colour, markersize=9, markeredgecolor="white")
-        said = one["verdict"] if one["verdict"] != "not shown" else "not shown"
-        lost = sum(d is None for d in one["differences"])
-        said += f", {lost} of {len(one['differences'])} pairs with a failed run" if lost else ""
-        axes.annotate(
-            said, (1, y + 0.16), xycoords=("axes fraction", "data"), ha="right", va="bottom", fontsize=10, color="0.25",
-            xytext=(-4, 6), textcoords="offset points",
-        )  # fmt: skip
-    _names(axes, [name for name, _ in rows])
+    _names(axes, [f"{name}\n{one['verdict']}{_lost(one['differences'])}" for name, one in rows])
     low, high = axes.get_xlim()
     widest = max(abs(low), abs(high)) * 1.05
     axes.set_xlim(-widest, widest)
@@ -106,7 +100,9 @@ def curve(results: Results, quantity: str) -> Figure | None:
         axes.fill_between(x, low, high, color=colour, alpha=0.18, linewidth=0)
         label = name + (" (baseline)" if name == results["protocol"]["baseline"] else "")
         style = _LINES[index % len(_LINES)]
-        axes.plot(x, [math.nan if m is None else m for m in mean], color=colour, label=label, linewidth=2.2, linestyle=style)
+        axes.plot(
+            x, [math.nan if m is None else m for m in mean], color=colour, label=label, linewidth=2.2, linestyle=style
+        )
         drawn.append((low, high))
     if not drawn:
         return None
@@ -126,31 +122,28 @@ def needed(results: Results) -> Figure | None:
     rows = [(name, one["samples"]) for name, one in results["target"]["arms"].items() if one["samples"]["of"]]
     if not rows:
         return None
-    figure, axes = _figure(height=1.5 + 0.75 * len(rows))
+    figure, axes = _figure(height=1.6 + 0.85 * len(rows))
     most = max([one["value"] or 0 for _, row in rows for one in row["seeds"]])
     if most == 0:
         return None
     for y, (name, row) in enumerate(rows):
         colour = colour_of(results, name)
-        values = [one["value"] for one in row["seeds"] if one["value"] is not None]
-        axes.plot(values, [y + 0.16] * len(values), "o", color=colour, alpha=0.45, markersize=6, markeredgewidth=0)
-        missed = row["of"] - row["reached"]
-        if missed:
-            axes.annotate(
-                f"{missed} of {row['of']} missed", (1, y), xycoords=("axes fraction", "data"), ha="right", va="center",
-                fontsize=10, color=colour, xytext=(-4, 0), textcoords="offset points",
-            )  # fmt: skip
+        values = sorted(one["value"] for one in row["seeds"] if one["value"] is not None)
+        above = [y + 0.1 + 0.09 * values[:i].count(value) for i, value in enumerate(values)]
+        axes.plot(values, above, "o", color=colour, alpha=0.55, markersize=5, markeredgewidth=0)
         if row["median"] is not None:
             high = row["high"] if row["high"] is not None else most * 1.08
-            axes.plot([row["low"], high], [y - 0.1] * 2, color=colour, linewidth=4, solid_capstyle="butt")
-            axes.plot([row["median"]], [y - 0.1], "D", color=colour, markersize=9, markeredgecolor="white")
+            axes.plot([row["low"], high], [y - 0.12] * 2, color=colour, linewidth=4, solid_capstyle="butt")
+            axes.plot([row["median"]], [y - 0.12], "D", color=colour, markersize=9, markeredgecolor="white")
         if row["at_mean"] is not None:
             axes.plot([row["at_mean"]], [y - 0.34], "^", color=colour, markersize=7)
-    _names(axes, [name for name, _ in rows])
-    axes.set_xlim(0, most * 1.25 if any(r["of"] > r["reached"] for _, r in rows) else most * 1.08)
+    _names(axes, [f"{name}\n{row['reached']} of {row['of']} seeds" for name, row in rows])
+    axes.set_xlim(0, most * 1.08)
     axes.xaxis.set_major_formatter(_engineering)
     unit = results["samples_unit"]
-    axes.set_xlabel(f"training {unit} until the target (dots: seeds; bar: median's interval;\ntriangle: where the mean gets there)")
+    axes.set_xlabel(
+        f"training {unit} until the target (dots: seeds; bar: median's interval;\ntriangle: where the mean gets there)"
+    )
     return figure
 
 
@@ -171,7 +164,9 @@ def speedup(results: Results) -> Figure | None:
     left, right = min([0.9, *ends]) / 1.1, max([1.1, *ends]) * 1.1
     for y, (name, _, ratio) in enumerate(rows):
         colour = colour_of(results, name)
-        axes.plot([ratio["low"] or left, ratio["high"] or right], [y, y], color=colour, linewidth=4, solid_capstyle="butt")
+        axes.plot(
+            [ratio["low"] or left, ratio["high"] or right], [y, y], color=colour, linewidth=4, solid_capstyle="butt"
+        )
         axes.plot([ratio["ratio"]], [y], "D", color=colour, markersize=9, markeredgecolor="white")
     _names(axes, [label for _, label, _ in rows])
     axes.set_xscale("log")
@@ -192,8 +187,8 @@ def search_map(results: Results, name: str) -> Figure | None:
     figure, axes = _figure(width=4.6, height=3.9)
     second = "weight_decay" if all("weight_decay" in point["values"] for point in points) else None
 
-    def place(point: dict[str, Any]) -> tuple[float, float]:
-        return point["values"]["lr"], point["values"][second] if second else point["metric"]
+    def places(some: list[dict[str, Any]]) -> tuple[list[float], list[float]]:
+        return [p["values"]["lr"] for p in some], [p["values"][second] if second else p["metric"] for p in some]
 
     metrics = sorted(point["metric"] for point in done)
     if results["protocol"]["mode"] == "max":
@@ -201,21 +196,26 @@ def search_map(results: Results, name: str) -> Figure | None:
     else:
         worst, best = metrics[-1 - len(metrics) // 4], metrics[0]
     low, high = sorted((worst, best))
-    cmap = "viridis" if results["protocol"]["mode"] == "max" else "viridis_r"
+    cmap = "viridis_r" if results["protocol"]["mode"] == "max" else "viridis"
     shown = axes.scatter(
-        *zip(*map(place, done), strict=True), c=[p["metric"] for p in done], cmap=cmap, vmin=low, vmax=high,
-        s=110, edgecolors="white", linewidths=0.8, zorder=2,
+        *places(done), c=[p["metric"] for p in done], cmap=cmap, vmin=low, vmax=high,
+        s=110, edgecolors="0.45", linewidths=0.6, zorder=2,
     )  # fmt: skip
     failed = [point for point in points if point["metric"] is None]
     if failed and second:
-        axes.scatter(*zip(*map(place, failed), strict=True), marker="x", c="#D55E00", s=70, linewidths=2, zorder=2)
+        axes.scatter(*places(failed), marker="x", c="#D55E00", s=70, linewidths=2, zorder=2)
     starts = [point for point in done if point["point"] == 0]
     if starts:
-        axes.scatter(*zip(*map(place, starts), strict=True), marker="s", s=200, facecolors="none", edgecolors="0.35", zorder=3)
+        axes.scatter(*places(starts), marker="s", s=200, facecolors="none", edgecolors="0.35", zorder=3)
     winners = {study["winner"]["run"] for study in results["arms"][name]["studies"] if study["winner"]}
     best_points = [point for point in done if point["run"] in winners]
     axes.scatter(
-        *zip(*map(place, best_points), strict=True), s=260, facecolors="none", edgecolors="black", linewidths=2, zorder=4
+        *places(best_points),
+        s=260,
+        facecolors="none",
+        edgecolors="black",
+        linewidths=2,
+        zorder=4,
     )
     axes.set_xscale("log")
     if second:
@@ -232,6 +232,8 @@ def search_map(results: Results, name: str) -> Figure | None:
 
 def best_after(results: Results) -> Figure | None:
     """What the best of k trials is expected to be, with the middle 90 % of the draws."""
+    from matplotlib.ticker import MaxNLocator
+
     figure, axes = _figure()
     finals = []
     for index, (name, arm) in enumerate(results["arms"].items()):
@@ -242,19 +244,17 @@ def best_after(results: Results) -> Figure | None:
         x = [one["k"] for one in steps]
         mean = [math.nan if one["expected"] is None else one["expected"] for one in steps]
         axes.plot(x, mean, color=colour, label=name, linewidth=2.2, linestyle=_LINES[index % len(_LINES)], marker=".")
-        banded = [one for one in steps if one["unlucky"] is not None]
-        axes.fill_between(
-            [one["k"] for one in banded], [one["lucky"] for one in banded], [one["unlucky"] for one in banded],
-            color=colour, alpha=0.13, linewidth=0,
-        )  # fmt: skip
+        for end in ("lucky", "unlucky"):
+            ends = [math.nan if one[end] is None else one[end] for one in steps]
+            axes.plot(x, ends, color=colour, linewidth=0.9, alpha=0.5)
         finals.append(([one["lucky"] for one in steps], [m for m in mean if not math.isnan(m)] or [steps[-1]["lucky"]]))
     if not finals:
         return None
-    ends = [x for lucky, mean in finals for x in (*lucky, *mean)]
-    margin = 0.06 * (max(ends) - min(ends) or 1)
-    axes.set_ylim(min(ends) - margin, max(ends) + margin)
+    shown = [x for lucky, mean in finals for x in (*lucky, *mean)]
+    margin = 0.06 * (max(shown) - min(shown) or 1)
+    axes.set_ylim(min(shown) - margin, max(shown) + margin)
     axes.set(xlabel="trials of the search", ylabel=f"best {results['protocol']['metric']} so far (search runs)")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(fontsize=10, frameon=False)
     return figure
 
@@ -301,6 +301,11 @@ def _names(axes: Axes, names: list[str]) -> None:
     axes.set_ylim(len(names) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
+
+
+def _lost(differences: list[float | None]) -> str:
+    count = sum(d is None for d in differences)
+    return f"\n{count} failed" if count else ""
 
 
 def _interesting(drawn: list[tuple[list[float], list[float]]], mode: str) -> tuple[float, float]:

@@ -71,7 +71,7 @@ def compute(
         "samples_unit": next((r.facts["samples_unit"] for r in runs if "samples_unit" in r.facts), "samples"),
         "arms": {arm.name: _arm(protocol, runs, arm) for arm in protocol.arms},
         "comparisons": compare_arms(protocol, runs, violations),
-        "target": reached,
+        "target": reached | {"frozen": target is not None},
         "profile": profile_results(protocol, runs),
         "violations": [dict(one) for one in violations],
         "decays": sorted({str(r.facts["decay"]) for r in runs if r.facts.get("decay")}),

@@ -61,7 +61,16 @@ def search(arm, *, trials=16, study=0, best=3, rng=None, failed=(), **keywords):
         floor = 2.0 + 2 * (u - 0.55) ** 2 + 0.3 * (v - 0.45) ** 2
         state, until = ("diverged", 50) if point in failed else ("done", STEPS)
         one = made_run(
-            arm, "tune", study=study, point=point, seed=0, values=values, floor=floor, state=state, until=until, **keywords
+            arm,
+            "tune",
+            study=study,
+            point=point,
+            seed=0,
+            values=values,
+            floor=floor,
+            state=state,
+            until=until,
+            **keywords,
         )
         found.append(one)
     return found
