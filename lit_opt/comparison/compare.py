@@ -244,13 +244,15 @@ def write_report(out: str | Path, *, quiet: bool = False) -> dict[str, Any]:
     folder = Path(out)
     if not folder.is_dir():
         raise RecipeError([f"out: {folder}: no such folder. `lit-opt compare --config ...` begins a comparison."])
-    reading = Ledger(folder).read()
+    ledger = Ledger(folder)
+    reading = ledger.read()
     progress = progress_of(reading)
     runs = list(progress.runs.values())
     violations = [*check(progress.effective, runs), *check_ledger(reading, progress)]
     frozen = progress.target["level"] if progress.target is not None else None
     found = results.compute(progress.effective, runs, target=frozen, violations=violations)
-    report.write(folder, progress.effective, runs, found)
+    with ledger.locked():  # workers that end together would write into one file
+        report.write(folder, progress.effective, runs, found)
     if not quiet:
         print((folder / "summary.md").read_text(encoding="utf-8").strip())
         print(f"\nThe report is {folder / 'report.html'}.")

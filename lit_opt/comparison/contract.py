@@ -61,12 +61,12 @@ def check(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
         'precision: 32-true in a, bf16-mixed in b (run b)'
     """
     found: list[Violation] = []
-    for fact, (rule, what) in _IN_A_SEED.items():
-        for seed in sorted({run.seed for run in runs}):
-            found += _differing(protocol, [r for r in runs if r.seed == seed], fact, rule, what, f" of seed {seed}")
     for fact, (rule, what) in _EVERYWHERE.items():
         whole = [run for run in runs if fact not in _WHEN_DONE or run.state == "done"]
         found += _differing(protocol, whole, fact, rule, what, "")
+    for fact, (rule, what) in _IN_A_SEED.items():
+        for seed in sorted({run.seed for run in runs}):
+            found += _differing(protocol, [r for r in runs if r.seed == seed], fact, rule, what, f" of seed {seed}")
     found += _batches(protocol, runs)
     found += _passes(protocol, runs)
     found += _readouts(protocol, runs)

@@ -70,8 +70,8 @@ class OrderedLoader:
             except StopIteration:
                 return
             update_hash(self.hash, batch)
-            # What the model draws for this batch does not depend on what fetching it, or an optimizer, has drawn.
-            seed_all(stream(self._seed, "noise", self._position))
+            # What the module draws when it gets the batch does not depend on what fetching it has drawn.
+            seed_all(stream(self._seed, "transfer", self._position))
             self._position += 1
             yield batch
 

@@ -83,6 +83,7 @@ class Observer(Callback):
         self._initial: Any = None
         self._bad: Any = None
         self._evaluating = 0.0
+        self._fresh = False
 
     # ---- training
 
@@ -94,8 +95,15 @@ class Observer(Callback):
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Count."""
+        self._fresh = True
         self.samples += first_dimension(batch)
         self.batches += 1
+
+    def seed_noise(self) -> None:
+        """Seed the global generators for the first pass of a batch; a second pass of SAM goes on from there."""
+        if self._fresh:
+            self._fresh = False
+            seed_all(stream(self.seed, "noise", self.batches))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Count the passes; compare the loss with the first one, on the device: nothing waits here."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -69,6 +70,7 @@ def train(
     """
     data, module = build(task, seed)
     order_batches(module, data, observer, seed)
+    seed_noise(module, observer)
     accumulation = int(task.trainer.get("accumulate_grad_batches", 1))
     every = observer.eval_steps[1] - observer.eval_steps[0]
     with quiet():
@@ -179,6 +181,27 @@ def order_batches(module: LightningModule, data: Any, observer: Observer, seed: 
         return loaders
 
     source.train_dataloader, source.val_dataloader = train_dataloader, val_dataloader
+
+
+def seed_noise(module: LightningModule, observer: Observer) -> None:
+    """Seed the model's noise inside the optimizer's step: it may draw numbers before it calls the closure.
+
+    Args:
+        module: Its training_step is wrapped.
+        observer: Knows the batch, and whether this is its first pass.
+
+    Example:
+        >>> seed_noise.__name__  # what it does shows in a fit; see `train`
+        'seed_noise'
+    """
+    step = module.training_step
+
+    @functools.wraps(step)
+    def training_step(*args: Any, **kwargs: Any) -> Any:
+        observer.seed_noise()
+        return step(*args, **kwargs)
+
+    module.training_step = training_step  # type: ignore[method-assign]
 
 
 def _inject(loaders: Any, seed: int) -> None:
