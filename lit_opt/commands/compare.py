@@ -50,6 +50,7 @@ class FromConfig:
     args: tuple[str, ...]
 
     def __call__(self, seed: int) -> Any:
+        """Build it."""
         config = copy.deepcopy(_parsed(self.args))
         arguments = config[self.section].get("init_args")
         if arguments is not None and "seed" in arguments:
@@ -92,7 +93,9 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
     config = _parsed(config_args)
     for section in ("model",):
         if config.get(section) is None:
-            raise RecipeError([f"{section}: the config names none. Add a section `{section}:` with class_path and init_args."])
+            raise RecipeError(
+                [f"{section}: the config names none. Add a section `{section}:` with class_path and init_args."]
+            )
     metric, mode = _monitored(config)
     if options["metric"] is not None:
         metric, mode = options["metric"], (mode if options["metric"] == metric else None)
@@ -206,7 +209,11 @@ def _monitored(config: Any) -> tuple[str | None, str | None]:
 def _trainer(config: Any) -> dict[str, Any]:
     section = config["trainer"].as_dict()
     kept = {key: section[key] for key in _KEPT if section.get(key) is not None}
-    return {key: value for key, value in kept.items() if (key, value) not in (("accumulate_grad_batches", 1), ("inference_mode", True), ("detect_anomaly", False))}
+    return {
+        key: value
+        for key, value in kept.items()
+        if (key, value) not in (("accumulate_grad_batches", 1), ("inference_mode", True), ("detect_anomaly", False))
+    }
 
 
 def _remember(out: Path, options: Mapping[str, Any], args: Sequence[str]) -> None:

@@ -69,7 +69,9 @@ class Announcement:
             lines.append(f"Up to {p.extend} rounds of half as many points more, should a best point stand at the edge.")
         many = [arm.name for arm in p.arms if _passes(p, arm.name) > 1]
         if many:
-            lines.append(f"{', '.join(many)}: more than one forward and backward pass a step; the operations count them all.")
+            lines.append(
+                f"{', '.join(many)}: more than one forward and backward pass a step; the operations count them all."
+            )
         if self.resumed:
             lines.append(f"{self.folder} holds the beginning; what is done is kept.")
         return "\n".join(lines)

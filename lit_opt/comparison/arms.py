@@ -51,7 +51,9 @@ def read_arms(arms: Sequence[ArmLike] | Mapping[str, ArmLike], readout: str | No
     if problems:
         raise RecipeError(problems)
     if readout == "raw":
-        off = {name: preview(Recipe(recipe).spec, keywords).ema is not None for name, (recipe, keywords) in found.items()}
+        off = {
+            name: preview(Recipe(recipe).spec, keywords).ema is not None for name, (recipe, keywords) in found.items()
+        }
         found = {
             name: (recipe, {**keywords, "ema": 0.0} if off[name] else keywords)
             for name, (recipe, keywords) in found.items()
@@ -81,7 +83,9 @@ def _read(name: str, arm: ArmLike) -> tuple[str, dict[str, Any]]:
         raise RecipeError([f"{type(arm).__name__} is no arm. Give a recipe's name, a Recipe, or keywords of one."])
     if recipe not in list_recipes():
         raise RecipeError(
-            [f"{recipe!r} is no recipe.{nearest(recipe, list_recipes())} `lit-opt list` has them all; keywords need name=."]
+            [
+                f"{recipe!r} is no recipe.{nearest(recipe, list_recipes())} `lit-opt list` has them all; keywords need name=."
+            ]
         )
     if "total_steps" in keywords:
         raise RecipeError(["total_steps: the budget decides it, budget_steps= of the comparison. Leave it out."])

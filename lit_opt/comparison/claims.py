@@ -60,7 +60,12 @@ class Claims:
                 return False
             with os.fdopen(handle, "w") as file:
                 json.dump(
-                    {"host": socket.gethostname(), "pid": os.getpid(), "since": time.time(), "born": _born(os.getpid())},
+                    {
+                        "host": socket.gethostname(),
+                        "pid": os.getpid(),
+                        "since": time.time(),
+                        "born": _born(os.getpid()),
+                    },
                     file,
                 )
             return True

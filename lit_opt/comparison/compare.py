@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal, cast
 
 from lit_opt.comparison.announcement import Announcement
-from lit_opt.comparison.arms import ArmLike, Named, common_readout, read_arms
+from lit_opt.comparison.arms import ArmLike, Named, common_readout
 from lit_opt.comparison.codec import digest, plain, protocol_to_dict
 from lit_opt.comparison.contract import check, check_ledger
 from lit_opt.comparison.facts import versions
@@ -17,7 +16,7 @@ from lit_opt.comparison.ledger import Ledger, Reading
 from lit_opt.comparison.points import box_around
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.rehearsal import Rehearsed, choose_metric, rehearse, seconds_of_a_run, threads
-from lit_opt.comparison.request import Request, changed, label, read_request
+from lit_opt.comparison.request import Request, changed, read_request
 from lit_opt.comparison.stages import progress_of
 from lit_opt.comparison.task import Factory, Task
 from lit_opt.comparison.team import run_workers

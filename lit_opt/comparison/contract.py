@@ -124,9 +124,7 @@ def _target(reading: Reading, progress: Progress) -> list[Violation]:
     return found
 
 
-def _differing(
-    protocol: Protocol, runs: Iterable[Run], fact: str, rule: str, what: str, where: str
-) -> list[Violation]:
+def _differing(protocol: Protocol, runs: Iterable[Run], fact: str, rule: str, what: str, where: str) -> list[Violation]:
     """Runs whose fact is not that of the baseline's first run."""
     known = [run for run in runs if run.facts.get(fact) is not None]
     known.sort(key=lambda run: (run.arm != protocol.baseline, run.stage == "confirm", run.study, run.point, run.seed))
@@ -188,7 +186,8 @@ def _passes(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
             f"{declared.get(run.arm, 1)} were declared (run {run.key})",
         )
         for run in runs
-        if run.state == "done" and run.facts.get("passes_per_step", declared.get(run.arm, 1)) != declared.get(run.arm, 1)
+        if run.state == "done"
+        and run.facts.get("passes_per_step", declared.get(run.arm, 1)) != declared.get(run.arm, 1)
     ]
 
 
@@ -196,7 +195,11 @@ def _readouts(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
     expected = next(arm.readout for arm in protocol.arms if arm.name == protocol.baseline)
     declared = {arm.name: arm.readout for arm in protocol.arms}
     found = [
-        _violation("readout", (name,), f"readout: {name} is read by its {_weights(own)}, the baseline by its {_weights(expected)}")
+        _violation(
+            "readout",
+            (name,),
+            f"readout: {name} is read by its {_weights(own)}, the baseline by its {_weights(expected)}",
+        )
         for name, own in declared.items()
         if own != expected
     ]
@@ -228,7 +231,9 @@ def _seeds(runs: Sequence[Run]) -> list[Violation]:
 def _trials(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
     tried = Counter((run.study, run.arm) for run in runs if run.stage == "tune")
     return [
-        _violation("trials", (arm,), f"trials: {arm} had {count} trials in study {study}, and {protocol.trials} were agreed")
+        _violation(
+            "trials", (arm,), f"trials: {arm} had {count} trials in study {study}, and {protocol.trials} were agreed"
+        )
         for (study, arm), count in sorted(tried.items())
         if count > protocol.trials
     ]

@@ -117,7 +117,8 @@ def update_hash(running: Any, batch: Any) -> None:
     """
     if isinstance(batch, Tensor):
         running.update(f"{tuple(batch.shape)}{batch.dtype}".encode())
-        running.update(_sampled(batch))
+        for piece in _pieces(batch):
+            running.update(piece)
     elif isinstance(batch, Mapping):
         for key, value in batch.items():
             running.update(str(key).encode())
@@ -132,17 +133,20 @@ def update_hash(running: Any, batch: Any) -> None:
         running.update(str(batch).encode()[:SAMPLED])
 
 
-def _sampled(tensor: Tensor) -> Any:
-    if tensor.layout != torch.strided or tensor.is_quantized:
-        return str(tensor).encode()
-    flat = tensor.detach().reshape(-1)
-    size = flat.element_size() or 1
-    most = SAMPLED // size
-    if flat.numel() > most:
-        piece = most // _PIECES
-        starts = [i * (flat.numel() - piece) // (_PIECES - 1) for i in range(_PIECES)]
-        flat = torch.cat([flat[start : start + piece] for start in starts])
-    return flat.cpu().contiguous().view(torch.uint8).numpy().data if flat.numel() else b""
+def _pieces(tensor: Tensor) -> Iterator[Any]:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        yield str(tensor).encode()
+        return
+    if not tensor.numel():
+        return
+    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+    if content.size <= SAMPLED:
+        yield content.data
+        return
+    piece = SAMPLED // _PIECES
+    for i in range(_PIECES):
+        start = i * (content.size - piece) // (_PIECES - 1)
+        yield content[start : start + piece].data
 
 
 def first_dimension(batch: Any) -> int:

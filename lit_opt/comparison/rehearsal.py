@@ -94,7 +94,9 @@ def rehearse(
             raise RecipeError([f"{name}: {text}" if not first else text for text in error.problems]) from error
         except Exception as error:
             if is_out_of_memory(error):
-                raise RecipeError([f"{name}: out of memory in its first steps ({error}). Take a smaller batch."]) from error
+                raise RecipeError(
+                    [f"{name}: out of memory in its first steps ({error}). Take a smaller batch."]
+                ) from error
             raise
     _same_for_all(found, baseline, task, seed)
     return found
@@ -105,7 +107,9 @@ def _rehearse(
 ) -> Rehearsed:
     counter = PassCounter()
     try:
-        callback, observer = _few_steps(task, recipe, keywords, budget, metric, seed, (counter,) if counts else (), counts)
+        callback, observer = _few_steps(
+            task, recipe, keywords, budget, metric, seed, (counter,) if counts else (), counts
+        )
     except RecipeError:
         raise
     except Exception:
@@ -192,7 +196,19 @@ def _same_for_all(found: Mapping[str, Rehearsed], baseline: str, task: Task, see
         )
     # Whatever else differs is said as the contract says it.
     runs = [
-        Run(name, "tune", 0, name, 0, tuning_seed(seed, 0), {}, "oom", {}, (), {k: v for k, v in one.facts.items() if k != "eval_steps"})
+        Run(
+            name,
+            "tune",
+            0,
+            name,
+            0,
+            tuning_seed(seed, 0),
+            {},
+            "oom",
+            {},
+            (),
+            {k: v for k, v in one.facts.items() if k != "eval_steps"},
+        )
         for name, one in found.items()
     ]
     arms = tuple(Arm(name, name, {}, {}, {}) for name in found)
@@ -238,9 +254,13 @@ def choose_metric(metric: str | None, mode: str | None, logged: frozenset[str]) 
     if mode is None:
         words = metric.lower()
         lower = any(word in words for word in ("loss", "error", "err", "bpb", "ppl", "perplexity", "mse", "mae", "fid"))
-        higher = any(word in words for word in ("acc", "auc", "f1", "iou", "map", "bleu", "score", "precision", "recall"))
+        higher = any(
+            word in words for word in ("acc", "auc", "f1", "iou", "map", "bleu", "score", "precision", "recall")
+        )
         if lower == higher:
-            raise RecipeError([f"mode: is lower or higher better for {metric!r}? Give mode='min' or 'max' (--mode min)."])
+            raise RecipeError(
+                [f"mode: is lower or higher better for {metric!r}? Give mode='min' or 'max' (--mode min)."]
+            )
         mode = "min" if lower else "max"
     return metric, mode
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any
+
+from lightning.pytorch import LightningModule
 
 from lit_opt.comparison.arms import Named, read_arms
 from lit_opt.comparison.codec import canonical, plain
@@ -85,9 +87,10 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
     """
     problems: list[str] = []
     for name in ("make_module", "make_datamodule"):
-        if not callable(given[name]) and not (name == "make_datamodule" and given[name] is None):
+        left_out = name == "make_datamodule" and given[name] is None
+        if not left_out and (not callable(given[name]) or isinstance(given[name], LightningModule)):
             problems.append(
-                f"{name}: {type(given[name]).__name__} cannot be called. Give a function (or the class itself) that builds "
+                f"{name}: an object of {type(given[name]).__name__} is no factory. Give a function (or the class itself) that builds "
                 "a new one for each run: an object would carry what one run has learned into the next."
             )
     least = {"budget_steps": 1, "trials": 1, "studies": 1, "workers": 1, "extend": 0, "seed": 0}
@@ -160,7 +163,10 @@ def label(factory: Any) -> str:
     if isinstance(own, str):
         return own
     inside = getattr(factory, "func", factory)  # functools.partial
-    arguments = [*map(repr, getattr(factory, "args", ())), *(f"{k}={v!r}" for k, v in getattr(factory, "keywords", {}).items())]
+    arguments = [
+        *map(repr, getattr(factory, "args", ())),
+        *(f"{k}={v!r}" for k, v in getattr(factory, "keywords", {}).items()),
+    ]
     where = f"{getattr(inside, '__module__', '')}.{getattr(inside, '__qualname__', type(inside).__qualname__)}"
     return f"{where}({', '.join(arguments)})" if inside is not factory else where
 
@@ -187,7 +193,12 @@ def changed(before: Mapping[str, Any], request: Request) -> list[str]:
 
 def _shown(value: Any) -> str:
     if isinstance(value, Mapping):
-        return ", ".join(f"{k}={_shown(v)}" if not isinstance(v, Mapping) else f"{k} ({_shown(v)})" for k, v in value.items()) or "none"
+        return (
+            ", ".join(
+                f"{k}={_shown(v)}" if not isinstance(v, Mapping) else f"{k} ({_shown(v)})" for k, v in value.items()
+            )
+            or "none"
+        )
     return "unset" if value is None else str(value)
 
 

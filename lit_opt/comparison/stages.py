@@ -129,7 +129,9 @@ def due(progress: Progress) -> tuple[str, dict[str, Any]] | None:
         sides = _sides(protocol, runs) if len(progress.rounds) < protocol.extend else {}
         if sides:
             return "widened", {"round": len(progress.rounds) + 1, "sides": sides}
-        return "chosen", {"winners": [_winner(protocol, runs, arm, s) for s in range(protocol.studies) for arm in protocol.arms]}
+        return "chosen", {
+            "winners": [_winner(protocol, runs, arm, s) for s in range(protocol.studies) for arm in protocol.arms]
+        }
     baseline, _ = confirmation_jobs(progress)
     if progress.target is None and all(job.key in progress.runs for job in baseline):
         level = target_level(protocol, runs)
@@ -205,7 +207,9 @@ def confirmation_jobs(progress: Progress) -> tuple[list[Job], list[Job]]:
     return baseline, others if progress.target is not None else []
 
 
-def _job(progress: Progress, stage: Any, study: int, arm: str, point: int, seed: int, values: Mapping[str, float]) -> Job:
+def _job(
+    progress: Progress, stage: Any, study: int, arm: str, point: int, seed: int, values: Mapping[str, float]
+) -> Job:
     content = [progress.protocol_hash, stage, study, arm, point, seed, values]
     return Job(digest(content), stage, study, arm, point, seed, dict(values))
 

@@ -205,7 +205,9 @@ def seed_noise(module: LightningModule, observer: Observer) -> None:
 
 
 def _inject(loaders: Any, seed: int) -> None:
-    inner = loaders.values() if isinstance(loaders, dict) else loaders if isinstance(loaders, list | tuple) else [loaders]
+    inner = (
+        loaders.values() if isinstance(loaders, dict) else loaders if isinstance(loaders, list | tuple) else [loaders]
+    )
     for loader in inner:
         inject_generator(loader, stream(seed, "validation"))
 

@@ -107,9 +107,7 @@ def _do(job: Job, progress: Progress, task: Task, ledger: Ledger, claims: Claims
     run = replace(run, facts={**run.facts, "attempts": failures + 1, "timing": timing})
     if not undisturbed:
         run = without_times(run)
-    ledger.append(
-        "finished", {"run": run_to_dict(run), **common}, unless=lambda now: job.key in progress_of(now).runs
-    )
+    ledger.append("finished", {"run": run_to_dict(run), **common}, unless=lambda now: job.key in progress_of(now).runs)
 
 
 def _joined(reading: Reading, started: Event) -> bool:

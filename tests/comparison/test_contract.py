@@ -146,9 +146,15 @@ def test_a_seed_of_the_search_in_the_confirmation():
 def test_averages_against_raw_weights():
     first, other = base_and_other()
     averaged = replace(other, readings={"averages": other.readings["raw"]})
-    assert "run other-1 of other was read by its averages, and raw weights were agreed" in rules(PROTOCOL, [first, averaged])["readout"]
+    assert (
+        "run other-1 of other was read by its averages, and raw weights were agreed"
+        in rules(PROTOCOL, [first, averaged])["readout"]
+    )
     declared = replace(PROTOCOL, arms=(ARMS[0], replace(ARMS[1], readout="averages")))
-    assert "other is read by its averages, the baseline by its raw weights" in rules(declared, [first, averaged])["readout"]
+    assert (
+        "other is read by its averages, the baseline by its raw weights"
+        in rules(declared, [first, averaged])["readout"]
+    )
 
 
 def test_more_trials_than_agreed():
@@ -210,7 +216,10 @@ def test_a_ledger_line_edited(folder):
 
 
 def test_a_ledger_line_taken_out(folder):
-    assert "a line was taken out" in forge(folder, lambda lines: lines.remove(line(lines, "finished")), sly=False)["ledger"]
+    assert (
+        "a line was taken out"
+        in forge(folder, lambda lines: lines.remove(line(lines, "finished")), sly=False)["ledger"]
+    )
 
 
 @pytest.mark.parametrize("sly", [False, True])

@@ -139,7 +139,10 @@ def test_batches_do_not_depend_on_the_epoch_boundaries(workers):
         def train_dataloader(self):
             return DataLoader(self.train, 16, shuffle=True, num_workers=workers)
 
-    one, other = run(data=Three, trainer={"limit_train_batches": 3}), run("llm/muon", data=Three, trainer={"limit_train_batches": 3})
+    one, other = (
+        run(data=Three, trainer={"limit_train_batches": 3}),
+        run("llm/muon", data=Three, trainer={"limit_train_batches": 3}),
+    )
     assert one.facts["batch_hashes"] == other.facts["batch_hashes"]
     assert len(set(one.facts["batch_hashes"].values())) == 3
 
@@ -247,7 +250,10 @@ def test_averages_are_read_where_the_arm_averages():
     arm = Arm("llm", "llm", {}, {"lr": 0.01}, {}, readout="averages")
     protocol = Protocol((arm,), "llm", "val_loss", "min", STEPS, (0, STEPS), 1, 1)
     one = execute(
-        Job("k", "tune", 0, "llm", 0, 1, {"lr": 0.01}), arm, Task(Net, Data, {"llm": ("llm", {"ema": 0.9})}, CPU), protocol
+        Job("k", "tune", 0, "llm", 0, 1, {"lr": 0.01}),
+        arm,
+        Task(Net, Data, {"llm": ("llm", {"ema": 0.9})}, CPU),
+        protocol,
     )
     assert list(one.readings) == ["averages"]
     assert one.readings["averages"][-1].metric != run().readings["raw"][-1].metric
