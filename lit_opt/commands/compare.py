@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-import json
+import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,13 +13,13 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lit_opt.commands.from_config import built, parse_config
-from lit_opt.comparison.codec import canonical
-from lit_opt.comparison.compare import compare, write_report
+from lit_opt.comparison.compare import compare, run_comparison, write_report
+from lit_opt.comparison.ledger import Ledger
+from lit_opt.comparison.stages import progress_of
 from lit_opt.errors import RecipeError
 from lit_opt.explain.shipped_configs import shipped_configs
 from lit_opt.recipes import list_recipes
 
-COMMAND = "command.json"
 # Of the section `trainer:`, what a run of a comparison keeps.
 _KEPT = (
     "accelerator",
@@ -104,12 +104,10 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         for name in ("trials", "seeds", "eval_every", "studies", "extend", "seed", "workers", "decades", "timeout")
         if options[name] is not None
     }
-    given = dict(options) if not options["dry_run"] else None
-    if given is not None:
-        _remember(Path(options["out"]), given | {"config": _found(options["config"])}, args)
-    compare(
-        FromConfig("model", config_args),
-        FromConfig("data", config_args) if config.get("data") is not None else None,
+    defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
+    given = defaults | dict(
+        make_module=FromConfig("model", config_args),
+        make_datamodule=FromConfig("data", config_args) if config.get("data") is not None else None,
         arms=read_arms(options["arms"], options["config"], config),
         budget_steps=options["budget_steps"],
         baseline=options["baseline"],
@@ -121,6 +119,7 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         dry_run=options["dry_run"],
         **numbers,
     )
+    run_comparison(given, {"options": {**options, "config": _found(options["config"])}, "args": list(args)})
     return 0
 
 
@@ -130,16 +129,18 @@ def run_worker(out: str) -> int:
     Raises:
         RecipeError: It was not begun by a command.
     """
-    path = Path(out) / COMMAND
-    if not path.is_file():
+    folder = Path(out)
+    if not folder.is_dir():
+        raise RecipeError([f"out: {folder}: no such folder. `lit-opt compare --config ...` begins a comparison."])
+    command = progress_of(Ledger(folder).read()).opened["command"]
+    if command is None:
         raise RecipeError(
             [
-                f"out: {path}: no such file, so how the comparison was begun is not known here. Where it was begun in Python, "
-                "call lit_opt.compare(...) with the same arguments and out=: it joins."
+                f"out: {folder}: this comparison was begun in Python, so how its model is made is not known here. Call "
+                "lit_opt.compare(...) with the same arguments and out=: it joins."
             ]
         )
-    saved = json.loads(path.read_text(encoding="utf-8"))
-    return run_compare(saved["options"] | {"out": out, "workers": 1}, saved["args"])
+    return run_compare(command["options"] | {"out": out, "workers": 1}, command["args"])
 
 
 def run_report(out: str) -> int:
@@ -214,12 +215,3 @@ def _trainer(config: Any) -> dict[str, Any]:
         for key, value in kept.items()
         if (key, value) not in (("accumulate_grad_batches", 1), ("inference_mode", True), ("detect_anomaly", False))
     }
-
-
-def _remember(out: Path, options: Mapping[str, Any], args: Sequence[str]) -> None:
-    """How it was begun, for workers elsewhere."""
-    path = out / COMMAND
-    if path.exists():
-        return
-    out.mkdir(parents=True, exist_ok=True)
-    path.write_text(canonical({"options": options, "args": list(args)}), encoding="utf-8")

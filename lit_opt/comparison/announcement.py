@@ -19,6 +19,7 @@ class Announcement:
         estimate: Arm -> seconds that a run is expected to take.
         workers: Processes.
         folder: Of the ledger.
+        evaluating: Share of the time that evaluations take.
         resumed: The folder holds the beginning of it.
 
     Example:
@@ -33,6 +34,7 @@ class Announcement:
     estimate: Mapping[str, float]
     workers: int
     folder: str
+    evaluating: float = 0.0
     resumed: bool = False
 
     def numbers(self) -> dict[str, Any]:
@@ -65,6 +67,10 @@ class Announcement:
             f"Estimated from a few timed steps of each arm: {duration(numbers['hours'] * 3600)}"
             + (f" with {self.workers} workers, times are then left out." if self.workers > 1 else "."),
         ]
+        if self.evaluating > 0.3:
+            lines.append(
+                f"Evaluations are {self.evaluating:.0%} of it; fewer of them, or less validation data, would save most."
+            )
         if p.extend:
             lines.append(f"Up to {p.extend} rounds of half as many points more, should a best point stand at the edge.")
         many = [arm.name for arm in p.arms if _passes(p, arm.name) > 1]

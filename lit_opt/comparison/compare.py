@@ -19,7 +19,7 @@ from lit_opt.comparison.rehearsal import Rehearsed, choose_metric, rehearse, sec
 from lit_opt.comparison.request import Request, changed, read_request
 from lit_opt.comparison.stages import progress_of
 from lit_opt.comparison.task import Factory, Task
-from lit_opt.comparison.team import run_workers
+from lit_opt.comparison.team import refuse_unsendable, run_workers
 from lit_opt.comparison.worker import intact
 from lit_opt.errors import RecipeError
 
@@ -101,8 +101,30 @@ def compare(
         >>> plan["runs"], plan["samples"]
         (20, 400)
     """
-    task, named, request = read_request(locals())
-    folder = Path(out)
+    return run_comparison(locals())
+
+
+def run_comparison(given: Mapping[str, Any], command: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Do what `compare` does.
+
+    Args:
+        given: Its arguments.
+        command: How it was begun, for workers elsewhere; stands in the ledger's first line.
+
+    Returns:
+        The results; of a dry run the announcement's numbers.
+
+    Raises:
+        RecipeError: As `compare`.
+
+    Example:
+        >>> run_comparison.__name__  # `compare` has an example
+        'run_comparison'
+    """
+    task, named, request = read_request(given)
+    folder, workers, quiet = Path(given["out"]), given["workers"], given["quiet"]
+    if workers > 1:
+        refuse_unsendable(task, workers)
     ledger = Ledger(folder) if folder.exists() else None
     reading = intact(ledger.read(), folder) if ledger is not None else Reading((), (), (), "")
     opened = next((event for _, event in reading.of("opened")), None)
@@ -110,17 +132,24 @@ def compare(
         refuse_changed(opened["request"], request, folder)
         estimate = opened["estimate"]
         protocol = progress_of(reading).protocol
+        evaluating = 0.0
     else:
-        protocol, estimate = open_protocol(task, named, request)
-    announcement = Announcement(protocol, estimate, workers, str(folder), resumed=opened is not None)
+        protocol, estimate, evaluating = open_protocol(task, named, request)
+    announcement = Announcement(protocol, estimate, workers, str(folder), evaluating, resumed=opened is not None)
     if not quiet:
         announcement.show()
-    if dry_run:
+    if given["dry_run"]:
         return announcement.numbers()
     ledger = ledger or Ledger(folder)
     if opened is None:
         data = protocol_to_dict(protocol)
-        content = {"protocol": data, "request": asdict(request), "estimate": estimate, "versions": versions()}
+        content = {
+            "protocol": data,
+            "request": asdict(request),
+            "estimate": estimate,
+            "versions": versions(),
+            "command": command,
+        }
         began = ledger.append(
             "opened", {**content, "protocol_hash": digest(data)}, unless=lambda now: any(now.of("opened"))
         )
@@ -150,11 +179,11 @@ def refuse_changed(opened: Mapping[str, Any], request: Request, folder: Path) ->
         )
 
 
-def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol, dict[str, float]]:
+def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol, dict[str, float], float]:
     """Rehearse, and fix the protocol.
 
     Returns:
-        The protocol, and the seconds that a run of each arm is expected to take.
+        The protocol, the seconds that a run of each arm is expected to take, and the share of evaluations in them.
 
     Raises:
         RecipeError: What cannot be compared.
@@ -196,7 +225,8 @@ def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol,
         settings=_settings(task, request, shown),
     )
     seconds = {name: seconds_of_a_run(one, base, budget, len(eval_steps)) for name, one in shown.items()}
-    return protocol, seconds
+    evaluating = len(shown) * len(eval_steps) * base.evaluation_seconds / max(sum(seconds.values()), 1e-9)
+    return protocol, seconds, evaluating
 
 
 def _settings(task: Task, request: Request, shown: Mapping[str, Rehearsed]) -> dict[str, Any]:

@@ -96,6 +96,9 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
     least = {"budget_steps": 1, "trials": 1, "studies": 1, "workers": 1, "extend": 0, "seed": 0}
     for name, low in (least | ({"seeds": 2} if given["seeds"] is not None else {})).items():
         problems += _whole(name, given[name], low)
+    for name, high in (("seeds", 500), ("studies", 100)):  # more would share seeds, see lit_opt.comparison.seeds
+        if isinstance(given[name], int) and given[name] > high:
+            problems.append(f"{name}: {given[name]} is more than {high}, the most there can be.")
     named: Named = {}
     try:
         named = read_arms(given["arms"], given["readout"])

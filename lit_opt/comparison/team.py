@@ -32,14 +32,12 @@ def run_workers(folder: Path, task: Task, *, workers: int, estimate: Mapping[str
         quiet: No progress.
 
     Raises:
-        RecipeError: The task cannot be sent, or a worker stopped.
+        RecipeError: The workers stopped before the end.
 
     Example:
         >>> run_workers.__name__  # tests/comparison/test_workers.py
         'run_workers'
     """
-    if workers > 1:
-        refuse_unsendable(task, workers)
     with meter(estimate, quiet) as seen:
         if workers == 1:
             work(folder, task, seen=seen)
@@ -84,8 +82,11 @@ def _supervise(folder: Path, task: Task, workers: int, seen: Callable[[Progress]
         process.start()
     ledger = Ledger(folder)
     try:
+        size = -1
         while any(process.is_alive() for process in processes):
-            seen(progress_of(intact(ledger.read(), folder)))
+            if ledger.path.stat().st_size != size:
+                size = ledger.path.stat().st_size
+                seen(progress_of(intact(ledger.read(), folder)))
             time.sleep(_LOOK)
     finally:
         for process in processes:

@@ -86,7 +86,7 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys):
         (["--arms", "llm,nowhere.yaml", "--budget-steps=8"], "nowhere.yaml: no such file"),
         (["work", "--out", "x"], "compare work: unknown. Did you mean 'worker'?"),
         (["report", "--out", "nowhere"], "nowhere: no such folder"),
-        (["worker", "--out", "nowhere"], "how the comparison was begun is not known"),
+        (["worker", "--out", "nowhere"], "nowhere: no such folder"),
     ],
 )
 def test_mistakes(args, words, config, capsys, tmp_path, monkeypatch):
