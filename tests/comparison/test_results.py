@@ -71,7 +71,7 @@ def test_the_verdict_is_scipys_t_test_with_holm():
             for name in ("adamw", "muon", "soap")
         }
         p = {name: stats.ttest_rel(finals[name], finals["adamw"]).pvalue for name in ("muon", "soap")}
-        first, second = sorted(p, key=p.get)
+        first, second = sorted(p, key=lambda name: p[name])
         adjusted = {first: min(1, 2 * p[first]), second: min(1, max(2 * p[first], p[second]))}
         for name, one in compare_arms(plan, runs, []).items():
             assert one["reasons"] == []

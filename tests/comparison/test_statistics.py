@@ -138,6 +138,7 @@ def test_correlation_is_scipys():
 
 def test_seeds_needed_is_the_first_with_the_power():
     n = own.seeds_needed(0.1, 0.15, alpha=0.0125)
+    assert n is not None
     assert own.power(0.1, 0.15, n, 0.0125) >= 0.8 > own.power(0.1, 0.15, n - 1, 0.0125)
     assert own.seeds_needed(0.0, 0.15) is None
     assert own.seeds_needed(0.1, 0.0) == 2
