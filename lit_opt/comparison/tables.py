@@ -54,8 +54,8 @@ def _verdicts(results: Results) -> str:
                 "verdict": f"<span class='verdict {one['verdict']}'>{escape(one['said'])}</span>{because}",
                 "difference": escape(_difference(results, name))
                 + _refs(results, f"{name}/confirmation", _base(results)),
-                "p (Holm)": p_text(one["p_holm"]) + ("" if one["test"] == "paired t" else " (signed ranks)"),
-                "sign-flip p": p_text(one["p_sign_flip"]),
+                "p (Holm)": escape(p_text(one["p_holm"])) + ("" if one["test"] == "paired t" else " (signed ranks)"),
+                "sign-flip p": escape(p_text(one["p_sign_flip"])),
                 "pairing (rho)": rounded(rho, digits=2),
                 "could have shown": rounded(one["detectable"], digits=2),
             }
@@ -114,9 +114,9 @@ def _targets(results: Results) -> str:
                 "reached": f"{samples['reached']} of {samples['of']}" + _refs(results, f"{name}/confirmation"),
                 f"median {results['samples_unit']}": f"{rounded(samples['median'])} [{interval(samples['low'], samples['high'])}]",
                 "where the mean gets there": rounded(samples["at_mean"]) if samples["at_mean"] is not None else "never",
-                f"fewer {results['samples_unit']}": speedup_text(samples["speedup"]),
-                "less compute": speedup_text(one["flops"]["speedup"]),
-                "less time": speedup_text(clock["speedup"]) if clock["measured"] else "not measured",
+                f"fewer {results['samples_unit']}": _speedup(results, name, samples),
+                "less compute": _speedup(results, name, one["flops"]),
+                "less time": _speedup(results, name, clock),
             }
         )
     return (
@@ -124,6 +124,12 @@ def _targets(results: Results) -> str:
         f"tuned baseline's seeds reach, {frozen(results)}."
         f"{_refs(results, _base(results))}</p>{_raw_table(rows)}<p class=soft>{escape(horizon_note(results))}</p>"
     )
+
+
+def _speedup(results: Results, name: str, block: Results) -> str:
+    if not block["measured"]:
+        return "not measured"
+    return "baseline" if name == results["protocol"]["baseline"] else speedup_text(block["speedup"])
 
 
 def _searches(results: Results) -> str:
@@ -166,7 +172,9 @@ def _steps(results: Results) -> str:
                 + _refs(results, f"{name}/confirmation"),
                 "range": interval(step["low"], step["high"]) if error else "",
                 "peak memory": f"{peak / 2**20:,.0f} MiB" if peak else "not measured",
-                "model FLOPs a step": rounded(facts["model_flops_per_step"]),
+                "model FLOPs a step": rounded(facts["model_flops_per_step"])
+                if facts["model_flops_per_step"]
+                else "not counted",
                 "optimizer FLOPs a step": rounded(facts["optimizer_flops_per_step"])
                 if facts["optimizer_flops_per_step"] is not None
                 else "not counted",

@@ -11,6 +11,7 @@ import pytest
 
 from lit_opt.comparison import report, words
 from lit_opt.comparison import results as R
+from lit_opt.comparison.page import page
 from tests.comparison.made import comparison, made_run, search
 
 VOID = {"meta", "img", "br"}
@@ -99,13 +100,13 @@ def test_the_page_says_each_verdict_and_key(written):
     assert "these ratios do not" in text  # the horizon
 
 
-def test_violations_stand_on_top(written, tmp_path):
+def test_violations_stand_on_top(written):
     _, plan, runs, _ = written
     broken = [{"rule": "batch order", "arms": ["muon"], "text": "seed 101: other batches"}]
-    report.write(tmp_path, plan, runs, R.compute(plan, runs, violations=broken))
-    text = (tmp_path / "report.html").read_text()
+    results = R.compute(plan, runs, violations=broken)
+    text = page(results, {}, [])
     assert text.index("seed 101: other batches") < text.index("<h2>")
-    assert "no verdict (contract broken: seed 101: other batches)" in (tmp_path / "summary.md").read_text()
+    assert "no verdict (contract broken: seed 101: other batches)" in words.summary(results)
 
 
 def test_a_report_in_the_middle_of_a_comparison(written, tmp_path):

@@ -60,9 +60,9 @@ def test_higher_is_better_where_the_mode_says_so():
 
 
 def test_the_verdict_is_scipys_t_test_with_holm():
-    """80 comparisons of small effects: the words follow from p values computed elsewhere."""
+    """40 comparisons of small effects: the words follow from p values computed elsewhere."""
     seen = set()
-    for seed in range(80):
+    for seed in range(40):
         plan, runs = comparison((0.0, -0.02, 0.02), seeds=6, rng=seed, sd=0.03)
         runs = [run for run in runs if run.stage == "confirm" or run.point == 3]
         plan = dataclasses.replace(plan, trials=1)
