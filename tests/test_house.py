@@ -259,6 +259,7 @@ WITHOUT_EXAMPLE = {
     "lit_opt/param_groups/snapshot.py": {"ParamInfo", "ParamSnapshot"},
     "lit_opt/recipes/common.py": {"label_smoothing"},
     "lit_opt/recipes/schema.py": {"Scaling", "LearningRate", "Warmup", "Decay"},
+    "lit_opt/comparison/records.py": {"Arm", "Protocol", "Reading", "Run"},
     "lit_opt/preflight/plan_formats.py": {"plan_text", "plan_markdown"},
     "lit_opt/resolve/lr.py": {"BatchRule"},
     "lit_opt/workloads/hugging_face.py": {"HuggingFaceImages", "HuggingFaceText", "load_splits"},

@@ -27,7 +27,7 @@ def pictures(results: Results) -> dict[str, bytes]:
 
     Returns:
         PNG bytes by name: "difference", "curve_samples", "curve_flops", "curve_seconds", "needed", "speedup", "search",
-        "best_after", "profile".
+        "best_after", "profile"; of "search" one an arm, "search_muon".
 
     Raises:
         ImportError: Matplotlib is not installed.
@@ -39,12 +39,12 @@ def pictures(results: Results) -> dict[str, bytes]:
         >>> pictures(compute(Protocol((arm,), "a", "loss", "min", 2, (2,), 1, 1), []))
         {}
     """
-    found = {"difference": difference(results)}
+    found = {"difference": _difference(results)}
     for quantity in AXES:
-        found[f"curve_{quantity}"] = curve(results, quantity)
-    found |= {"needed": needed(results), "speedup": speedup(results)}
-    found |= {f"search_{name}": search_map(results, name) for name in results["arms"]}
-    found |= {"best_after": best_after(results), "profile": profile(results)}
+        found[f"curve_{quantity}"] = _curve(results, quantity)
+    found |= {"needed": _needed(results), "speedup": _speedup(results)}
+    found |= {f"search_{name}": _search_map(results, name) for name in results["arms"]}
+    found |= {"best_after": _best_after(results), "profile": _profile(results)}
     return {name: _png(figure) for name, figure in found.items() if figure is not None}
 
 
@@ -61,7 +61,7 @@ def colour_of(results: Results, name: str) -> str:
     return COLOURS[others.index(name) % len(COLOURS)]
 
 
-def difference(results: Results) -> Figure | None:
+def _difference(results: Results) -> Figure | None:
     """Final metric minus the baseline's, seed by seed, with the paired interval."""
     rows = [(name, one) for name, one in results["comparisons"].items() if len(one["differences"]) > 1]
     if not rows:
@@ -85,7 +85,7 @@ def difference(results: Results) -> Figure | None:
     return figure
 
 
-def curve(results: Results, quantity: str) -> Figure | None:
+def _curve(results: Results, quantity: str) -> Figure | None:
     """The metric against samples, compute or time: mean over seeds, with the range over seeds as a band."""
     figure, axes = _figure()
     drawn: list[tuple[list[float], list[float]]] = []
@@ -117,7 +117,7 @@ def curve(results: Results, quantity: str) -> Figure | None:
     return figure
 
 
-def needed(results: Results) -> Figure | None:
+def _needed(results: Results) -> Figure | None:
     """Samples until the target, seed by seed, with the median, its interval and the crossing of the mean."""
     rows = [(name, one["samples"]) for name, one in results["target"]["arms"].items() if one["samples"]["of"]]
     if not rows:
@@ -147,7 +147,7 @@ def needed(results: Results) -> Figure | None:
     return figure
 
 
-def speedup(results: Results) -> Figure | None:
+def _speedup(results: Results) -> Figure | None:
     """Baseline's need / the arm's need to reach the target, in samples, compute and time, with intervals."""
     rows = []
     for name, one in results["target"]["arms"].items():
@@ -176,7 +176,7 @@ def speedup(results: Results) -> Figure | None:
     return figure
 
 
-def search_map(results: Results, name: str) -> Figure | None:
+def _search_map(results: Results, name: str) -> Figure | None:
     """The points of an arm's search in its box, coloured by final metric: crosses failed, the ring is the winner."""
     points = [point for study in results["arms"][name]["studies"] for point in study["points"]]
     points = [point for point in points if "lr" in point["values"]]
@@ -230,7 +230,7 @@ def search_map(results: Results, name: str) -> Figure | None:
     return figure
 
 
-def best_after(results: Results) -> Figure | None:
+def _best_after(results: Results) -> Figure | None:
     """What the best of k trials is expected to be, with the middle 90 % of the draws."""
     from matplotlib.ticker import MaxNLocator
 
@@ -259,7 +259,7 @@ def best_after(results: Results) -> Figure | None:
     return figure
 
 
-def profile(results: Results) -> Figure | None:
+def _profile(results: Results) -> Figure | None:
     """Share of problems (targets x seeds) that an arm solves within tau times the samples of the best."""
     if not results["profile"]:
         return None

@@ -2,6 +2,7 @@
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,7 @@ BOX = {"lr": (1e-4, 1e-2), "weight_decay": (0.01, 1.0)}
 def protocol(names=("adamw", "muon", "soap"), **changes):
     arms = tuple(Arm(name, f"llm/{name}", {}, {"lr": 1e-3, "weight_decay": 0.1}, dict(BOX)) for name in names)
     evaluations = tuple(range(0, STEPS + 1, EVERY))
-    keywords = {"metric": "val_loss", "mode": "min", "trials": 16, "seeds": 8} | changes
+    keywords: dict[str, Any] = {"metric": "val_loss", "mode": "min", "trials": 16, "seeds": 8} | changes
     return Protocol(arms, names[0], budget_steps=STEPS, eval_steps=evaluations, **keywords)
 
 
