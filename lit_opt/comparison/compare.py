@@ -12,7 +12,7 @@ from lit_opt.comparison.arms import ArmLike, Named, common_readout
 from lit_opt.comparison.codec import digest, plain, protocol_to_dict
 from lit_opt.comparison.contract import check, check_ledger
 from lit_opt.comparison.facts import versions
-from lit_opt.comparison.ledger import Ledger, Reading
+from lit_opt.comparison.ledger import Ledger, Lines
 from lit_opt.comparison.points import box_around
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.rehearsal import Rehearsed, choose_metric, rehearse, seconds_of_a_run, threads
@@ -126,7 +126,7 @@ def run_comparison(given: Mapping[str, Any], command: Mapping[str, Any] | None =
     if workers > 1:
         refuse_unsendable(task, workers)
     ledger = Ledger(folder) if folder.exists() else None
-    reading = intact(ledger.read(), folder) if ledger is not None else Reading((), (), (), "")
+    reading = intact(ledger.read(), folder) if ledger is not None else Lines((), (), (), "")
     opened = next((event for _, event in reading.of("opened")), None)
     if opened is not None:
         refuse_changed(opened["request"], request, folder)

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from lit_opt.comparison.codec import canonical, digest
-from lit_opt.comparison.ledger import Reading
+from lit_opt.comparison.ledger import Lines
 from lit_opt.comparison.measures import target_level
 from lit_opt.comparison.records import Protocol, Run
 from lit_opt.comparison.stages import Progress
@@ -76,7 +76,7 @@ def check(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
     return _once_each(found)
 
 
-def check_ledger(reading: Reading, progress: Progress) -> list[Violation]:
+def check_ledger(reading: Lines, progress: Progress) -> list[Violation]:
     """What the ledger says: that nobody has changed it, nor protocol or target after the start.
 
     Args:
@@ -100,7 +100,7 @@ def check_ledger(reading: Reading, progress: Progress) -> list[Violation]:
     return found + _target(reading, progress)
 
 
-def _target(reading: Reading, progress: Progress) -> list[Violation]:
+def _target(reading: Lines, progress: Progress) -> list[Violation]:
     targets = list(reading.of("target"))
     if not targets:
         return []

@@ -96,7 +96,8 @@ def inject_generator(loader: Any, seed: int) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     batch_sampler = getattr(loader, "batch_sampler", None)
-    for part in (loader, getattr(loader, "sampler", None), batch_sampler, getattr(batch_sampler, "sampler", None)):
+    parts: tuple[Any, ...] = (loader, getattr(loader, "sampler", None), batch_sampler)
+    for part in (*parts, getattr(batch_sampler, "sampler", None)):
         if not hasattr(part, "generator"):
             continue
         if isinstance(part.generator, torch.Generator):

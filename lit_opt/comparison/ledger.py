@@ -28,7 +28,7 @@ Event = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Reading:
+class Lines:
     """What a ledger holds.
 
     Attributes:
@@ -38,7 +38,7 @@ class Reading:
         last: Hash of the last line, "" for none.
 
     Example:
-        >>> Reading((), (), (), "").last
+        >>> Lines((), (), (), "").last
         ''
     """
 
@@ -81,7 +81,7 @@ class Ledger:
             yield
 
     def append(
-        self, kind: str, content: Mapping[str, Any], unless: Callable[[Reading], bool] | None = None
+        self, kind: str, content: Mapping[str, Any], unless: Callable[[Lines], bool] | None = None
     ) -> Event | None:
         """Add a line.
 
@@ -110,12 +110,12 @@ class Ledger:
                 os.close(handle)
             return event
 
-    def read(self) -> Reading:
+    def read(self) -> Lines:
         """All of it, checked."""
         return read_lines(self.path.read_bytes() if self.path.exists() else b"")
 
 
-def read_lines(content: bytes) -> Reading:
+def read_lines(content: bytes) -> Lines:
     """Read and check the lines of a ledger.
 
     Args:
@@ -143,4 +143,4 @@ def read_lines(content: bytes) -> Reading:
             problems.append(f"before line {number} a line was taken out or put in")
         last = event["sha"]
         events.append((number, event))
-    return Reading(tuple(events), tuple(torn), tuple(problems), last)
+    return Lines(tuple(events), tuple(torn), tuple(problems), last)

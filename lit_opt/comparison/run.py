@@ -58,7 +58,7 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
     state, error = _train(task, recipe, observer, job.seed)
     last = observer.readings[-1] if observer.readings else None
     if state == "done" and (last is None or last.step != protocol.budget_steps):
-        state, error = "crashed", f"it ended at step {observer.step} of {protocol.budget_steps}"
+        state, error = "crashed", _stopped(observer.step, protocol.budget_steps)
     elif state == "done" and last is not None and not math.isfinite(last.metric):
         state, error = "diverged", f"{protocol.metric} was {last.metric} at the end"
     return Run(
@@ -72,6 +72,13 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         state=state,
         readings={arm.readout: tuple(observer.readings)},
         facts={**observer.before, **facts_after(observer), **({"error": error[:500]} if error else {})},
+    )
+
+
+def _stopped(step: int, budget: int) -> str:
+    return (
+        f"it ended at step {step} of {budget} without an error: something in the module stops runs early, such as EarlyStopping in "
+        "configure_callbacks; take it out, since every run has the same budget"
     )
 
 

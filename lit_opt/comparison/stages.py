@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_opt.comparison.codec import digest, protocol_from_dict, run_from_dict
-from lit_opt.comparison.ledger import Event, Reading
+from lit_opt.comparison.ledger import Event, Lines
 from lit_opt.comparison.measures import EDGE, edges, target_level, winner
 from lit_opt.comparison.points import unit_points, values_at, widened
 from lit_opt.comparison.records import Arm, Protocol, Run
@@ -53,14 +53,14 @@ class Progress:
     target: Event | None
 
 
-def progress_of(reading: Reading) -> Progress:
+def progress_of(reading: Lines) -> Progress:
     """Read the lines.
 
     Raises:
         RecipeError: The ledger has no first line.
 
     Example:
-        >>> progress_of(Reading((), (), (), ""))
+        >>> progress_of(Lines((), (), (), ""))
         Traceback (most recent call last):
             ...
         lit_opt.errors.RecipeError: out: there is no comparison in this folder. `lit-opt compare --config ...` begins one.

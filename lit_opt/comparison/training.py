@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_opt.callbacks.recipe import Recipe
@@ -73,7 +74,7 @@ def train(
     seed_noise(module, observer)
     accumulation = int(task.trainer.get("accumulate_grad_batches", 1))
     every = observer.eval_steps[1] - observer.eval_steps[0]
-    with quiet():
+    with quiet(), _lightnings_words():
         trainer = Trainer(
             **{"accelerator": "auto", "devices": 1, **task.trainer},
             max_steps=observer.budget_steps,
@@ -91,6 +92,15 @@ def train(
             trainer.fit(module, observer.loader, data[1])
         else:
             trainer.fit(module, datamodule=data)
+
+
+@contextmanager
+def _lightnings_words() -> Iterator[None]:
+    """What Lightning says of a configuration is the user's to mend."""
+    try:
+        yield
+    except MisconfigurationException as error:
+        raise RecipeError([f"Lightning: {error}"]) from error
 
 
 def build(task: Task, seed: int) -> tuple[Any, LightningModule]:

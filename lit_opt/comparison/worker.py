@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_opt.comparison.claims import Claims, worker_name
 from lit_opt.comparison.codec import run_to_dict
-from lit_opt.comparison.ledger import Event, Ledger, Reading
+from lit_opt.comparison.ledger import Event, Ledger, Lines
 from lit_opt.comparison.records import Run
 from lit_opt.comparison.run import execute
 from lit_opt.comparison.stages import RETRIES, Progress, due, is_complete, open_jobs, progress_of
@@ -67,14 +67,14 @@ def work(
             claims.release(job.key)
 
 
-def intact(reading: Reading, folder: Path) -> Reading:
+def intact(reading: Lines, folder: Path) -> Lines:
     """The ledger, if nobody has changed it.
 
     Raises:
         RecipeError: Lines were changed, taken out or put in.
 
     Example:
-        >>> intact(Reading((), (), (), ""), Path()).events
+        >>> intact(Lines((), (), (), ""), Path()).events
         ()
     """
     if reading.problems:
@@ -110,7 +110,7 @@ def _do(job: Job, progress: Progress, task: Task, ledger: Ledger, claims: Claims
     ledger.append("finished", {"run": run_to_dict(run), **common}, unless=lambda now: job.key in progress_of(now).runs)
 
 
-def _joined(reading: Reading, started: Event) -> bool:
+def _joined(reading: Lines, started: Event) -> bool:
     """Whether another worker of this machine has begun a run since."""
     later: list[dict[str, Any]] = []
     for _, event in reading.of("started"):

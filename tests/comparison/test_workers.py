@@ -70,16 +70,24 @@ def test_times_are_left_out_where_others_worked_at_the_same_time(finished, tmp_p
         assert all(r.seconds != r.seconds for r in run.readings["raw"])
 
 
+def seconds_of_a_run(folder: Path) -> float:
+    reading = Ledger(folder).read()
+    began = {event["key"]: event["time"] for _, event in reading.of("started")}
+    spans = [event["time"] - began[event["run"]["key"]] for _, event in reading.of("finished")]
+    return sum(spans) / len(spans)
+
+
 def killed_at_random(source: Path, folder: Path, kills: int, seed: int) -> int:
     """Kill a worker at random moments until it was killed that often or is done; then let one finish. The kills that hit."""
     moments, hits = random.Random(seed), 0
+    longest = 2 * seconds_of_a_run(source)
     opened(source, folder)
     for _ in range(kills):
         if complete(folder):
             break
         process = FORK.Process(target=worker, args=(folder,))
         process.start()
-        time.sleep(moments.uniform(0.0, 1.5))
+        time.sleep(moments.uniform(0.0, longest))
         if process.is_alive():
             assert process.pid is not None
             os.kill(process.pid, signal.SIGKILL)
