@@ -17,6 +17,7 @@ from lit_opt.commands.texts import (
     HELP,
     LIST_EXAMPLES,
     NEW_EXAMPLES,
+    SPIRALS_EXAMPLES,
 )
 from lit_opt.errors import RecipeError, nearest
 
@@ -69,6 +70,7 @@ def _dispatch(args: list[str]) -> int:
         "compare": compare,
         "new": new,
         "export-ema": export_ema,
+        "spirals": spirals,
     }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -273,6 +275,25 @@ def export_ema(args: list[str]) -> int:
 
     export(given.checkpoint, given.out, safetensors=given.safetensors)
     print(f"The averages of {given.checkpoint} are in {given.out}.")
+    return 0
+
+
+def spirals(args: list[str]) -> int:
+    """Optimizers on two spirals, as a picture and an animation."""
+    parser = _parser("spirals", "Watch optimizers on two spirals: spirals.png and spirals.gif.", SPIRALS_EXAMPLES)
+    parser.add_argument("--optimizers", default="sgd,adamw,muon", metavar="A,B,C", help="one to four, by registry name")
+    parser.add_argument("--lr", action="append", default=[], metavar="NAME=X", help="a learning rate; may be repeated")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="optimizer steps (default 300)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the points (default 0)")
+    parser.add_argument("--frames", type=int, default=48, metavar="N", help="of the animation (default 48)")
+    parser.add_argument("--out", default="spirals", metavar="DIR", help="folder (default spirals)")
+    given = _parse(parser, args)
+    from pathlib import Path
+
+    from lit_opt.commands.spirals import run_spirals  # torch and lightning: seconds
+
+    names = [name.strip() for name in given.optimizers.split(",") if name.strip()]
+    print(run_spirals(names, given.lr, given.steps, given.seed, Path(given.out), given.frames))
     return 0
 
 

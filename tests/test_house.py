@@ -223,7 +223,7 @@ def test_nothing_is_left_to_do():
 # Folders and rooms whose files are parts of something that tests run as a whole: inside a Trainer, in several
 # processes, or from a command line. What is public in them is named here.
 PARTS: dict[str, set[str]] = {
-    "callbacks": {"recipe", "ema", "monitor", "noise_scale", "posthoc_ema"},
+    "callbacks": {"recipe", "ema", "monitor", "noise_scale", "posthoc_ema", "trajectory", "plane"},
     "commands": set(),
 }
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -100,7 +100,7 @@ def write_png(scene: Scene, path: Path) -> None:
     Raises:
         RecipeError: Matplotlib is not installed.
     """
-    figure, update = _figure(scene)
+    figure, update, _ = _figure(scene)
     update(last_step(scene))
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=DPI * 1.5)
@@ -119,16 +119,22 @@ def write_gif(scene: Scene, path: Path, frames: int = 48) -> None:
     Raises:
         RecipeError: Matplotlib is not installed.
     """
-    figure, update = _figure(scene)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    figure, update, moving = _figure(scene)
     from PIL import Image
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = figure.canvas
+    # What stays is drawn once; then only what moves, over it.
+    for artist in moving:
+        artist.set_animated(True)
+    canvas.draw()
+    ground = canvas.copy_from_bbox(figure.bbox)
     pictures = []
     for step in frame_steps(last_step(scene), frames):
         update(step)
-        canvas.draw()
-        pictures.append(Image.frombuffer("RGBA", canvas.get_width_height(), canvas.buffer_rgba()).convert("RGB"))
+        canvas.restore_region(ground)
+        for artist in moving:
+            artist.axes.draw_artist(artist)
+        pictures.append(Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB"))
     # One palette for all, from the last: colours that jump from frame to frame flicker, and files grow.
     palette = pictures[-1].quantize(128, dither=Image.Dither.NONE)
     small = [picture.quantize(palette=palette, dither=Image.Dither.NONE) for picture in pictures]
@@ -159,13 +165,15 @@ def last_step(scene: Scene) -> int:
     return max(int(way.steps[-1]) for way in scene.ways)
 
 
-def _figure(scene: Scene) -> tuple[Figure, Any]:
-    """The figure with everything that stays, and the function that moves the rest to a step."""
+def _figure(scene: Scene) -> tuple[Figure, Callable[[int], None], list[Any]]:
+    """The figure, the function that moves it to a step, and the artists that move."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
     except ImportError:
         raise RecipeError(["trajectory: pictures need matplotlib. Type: pip install 'lit-opt[workloads]'."]) from None
+    from matplotlib.patheffects import Normal, Stroke
+
     bounded = [way for way in scene.ways if way.classes]
     figure = Figure(figsize=(10.2, 5.4) if bounded else (10.2, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
@@ -175,12 +183,13 @@ def _figure(scene: Scene) -> tuple[Figure, Any]:
     curves = figure.add_subplot(grid[0, columns:])
     _draw_ground(figure, ground, scene)
     moving = [_way_artists(ground, curves, scene, index) for index in range(len(scene.ways))]
-    curves.legend(fontsize=9, frameon=False, loc="upper right")
-    boundaries = []
+    figure.legend(*curves.get_legend_handles_labels(), fontsize=10, frameon=False, loc="outside lower right", ncols=2)
+    boundaries, drawn = [], []
     for number, way in enumerate(bounded):
-        axes = figure.add_subplot(grid[1, columns + number])
-        boundaries.append((way, _boundary(axes, scene, way)))
+        drawn.append(figure.add_subplot(grid[1, columns + number]))
+        boundaries.append((way, _boundary(drawn[-1], scene, way)))
     clock = ground.text(0.02, 0.02, "", transform=ground.transAxes, fontsize=11, color="white", va="bottom")
+    clock.set_path_effects([Stroke(linewidth=2.5, foreground="black"), Normal()])
 
     def update(step: int) -> None:
         for way, (line, head, curve, dot) in zip(scene.ways, moving, strict=True):
@@ -193,7 +202,9 @@ def _figure(scene: Scene) -> tuple[Figure, Any]:
             image.set_data(way.classes[max(s for s in way.classes if s <= step)])
         clock.set_text(f"step {step}")
 
-    return figure, update
+    artists = [one for four in moving for one in four] + [image for _, image in boundaries] + [clock]
+    artists += [dots for axes in drawn for dots in axes.lines]
+    return figure, update, artists
 
 
 def _draw_ground(figure: Figure, axes: Axes, scene: Scene) -> None:
@@ -205,11 +216,11 @@ def _draw_ground(figure: Figure, axes: Axes, scene: Scene) -> None:
     high = float(finite.quantile(0.98))
     levels = torch.logspace(math.log10(low), math.log10(max(high, low * 10)), 21).tolist()
     heights = scene.heights.clamp(min=levels[0], max=levels[-1]).nan_to_num(nan=levels[-1])
-    filled = axes.contourf(scene.xs, scene.ys, heights, levels=levels, norm="log", cmap="cividis", extend="both")
+    filled = axes.contourf(scene.xs, scene.ys, heights, levels=levels, norm="log", cmap="cividis", extend="max")
     axes.contour(scene.xs, scene.ys, heights, levels=levels[::2], colors="white", linewidths=0.35, alpha=0.5)
     bar = figure.colorbar(filled, ax=axes, location="bottom", fraction=0.05, pad=0.02, aspect=40, ticks=LogLocator())
     bar.set_label(
-        f"loss on the plane, which holds {100 * scene.plane.explained:.0f} % of the variance of the ways", fontsize=9
+        f"loss on the plane, which holds {100 * scene.plane.explained:.0f} % of the variance of the paths", fontsize=9
     )
     bar.ax.tick_params(labelsize=8)
     axes.set(aspect="equal", xticks=[], yticks=[], xlim=(scene.xs[0], scene.xs[-1]), ylim=(scene.ys[0], scene.ys[-1]))
@@ -254,7 +265,7 @@ def _boundary(axes: Axes, scene: Scene, way: Way) -> Any:
         for label, shade in ((0, "#08306b"), (1, "#67000d")):
             axes.plot(*scene.points[scene.labels == label].T.tolist(), ".", color=shade, markersize=2.5)
     axes.set(xticks=[], yticks=[], xlim=(-1.15, 1.15), ylim=(-1.15, 1.15))
-    axes.set_title(way.name, fontsize=11)
+    axes.set_title(way.name.partition(",")[0], fontsize=11)
     for side in axes.spines.values():
         side.set(color=colour, linewidth=3)
     return image

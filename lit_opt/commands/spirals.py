@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_opt.callbacks.plane import Plane
 from lit_opt.callbacks.trajectory_picture import write_gif, write_png
 from lit_opt.errors import RecipeError
 from lit_opt.workloads.spirals import Trained, start_of, train, two_spirals
@@ -48,20 +49,24 @@ def run_spirals(optimizers: Sequence[str], lrs: Sequence[str], steps: int, seed:
     write_png(scene, out / "spirals.png")
     write_gif(scene, out / "spirals.gif", frames)
     width = max(map(len, optimizers))
-    lines = [f"{'':{width}}  lr      final loss  where the lr comes from"]
-    lines += [_line(run, width, steps) for run in runs]
+    lines = [f"{'':{width}}  lr      final loss  in the plane  where the lr comes from"]
+    lines += [_line(run, width, steps, scene.plane) for run in runs]
     lines += [
         "",
-        f"The plane holds {100 * scene.plane.explained:.0f} % of the variance of the ways; the surface is the loss on the plane,",
-        "and the ways are the shadows that the weights throw on it. A toy: who is first here says nothing of real models.",
+        f"The plane holds {100 * scene.plane.explained:.0f} % of the variance of the paths. The surface is the loss on the plane; a path is the",
+        "shadow that the weights throw on it, and the loss curve is that of the weights themselves.",
+        "A toy: who is first here says nothing of real models; `lit-opt compare` does.",
         f"{out / 'spirals.png'}\n{out / 'spirals.gif'}",
     ]
     return "\n".join(lines)
 
 
-def _line(run: Trained, width: int, steps: int) -> str:
+def _line(run: Trained, width: int, steps: int, plane: Plane) -> str:
     final = f"{float(run.losses[-1]):.2e}" if len(run.losses) == steps + 1 else "diverged"
-    return f"{run.name:{width}}  {run.start.values['lr']:<6g}  {final:<10}  {run.start.source}"
+    moved = run.history[run.history.isfinite().all(1)]
+    moved = moved[-1] - moved[0]
+    share = float((plane.axes @ moved).square().sum() / moved.square().sum().clamp(min=1e-30))
+    return f"{run.name:{width}}  {run.start.values['lr']:<6g}  {final:<10}  {100 * share:>10.0f} %  {run.start.source}"
 
 
 def _rates(lrs: Sequence[str], optimizers: Sequence[str]) -> tuple[dict[str, float], list[str]]:

@@ -82,6 +82,10 @@ def check_ledger(reading: Lines, progress: Progress) -> list[Violation]:
     Args:
         reading: The lines.
         progress: What they come to.
+
+    Example:
+        >>> check_ledger.__name__  # needs a ledger; tests/comparison/test_contract.py plants what it finds
+        'check_ledger'
     """
     found = [_violation("ledger", (), f"ledger: {text}") for text in reading.problems]
     opened = [number for number, _ in reading.of("opened")]

@@ -125,6 +125,12 @@ def facts_after(observer: Observer) -> dict[str, Any]:
 
     Args:
         observer: Of the run.
+
+    Example:
+        >>> from lit_opt import Recipe
+        >>> from lit_opt.comparison.observer import Observer
+        >>> facts_after(Observer(Recipe("llm"), "val_loss", 10, (0, 10), seed=1))["samples_unit"]
+        'samples'
     """
     steps = max(observer.step, 1)
     per_step = observer.passes * observer.model_flops / steps

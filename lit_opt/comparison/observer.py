@@ -22,15 +22,30 @@ DIVERGED_SHARE = 0.05
 
 
 class Diverged(Exception):
-    """Leaves a run whose loss is not finite, or far above the first one for long."""
+    """Leaves a run whose loss is not finite, or far above the first one for long.
+
+    Example:
+        >>> str(Diverged("the loss was not finite at step 3"))
+        'the loss was not finite at step 3'
+    """
 
 
 class Enough(Exception):
-    """Leaves a rehearsal."""
+    """Leaves a rehearsal.
+
+    Example:
+        >>> isinstance(Enough(), Exception)
+        True
+    """
 
 
 class TimedOut(Exception):
-    """Leaves a run that takes longer than it was given."""
+    """Leaves a run that takes longer than it was given.
+
+    Example:
+        >>> str(TimedOut("stopped after 60 s at step 3"))
+        'stopped after 60 s at step 3'
+    """
 
 
 class Observer(Callback):

@@ -40,6 +40,11 @@ class Progress:
         rounds: For each round of widening the box in which each arm got its new points.
         chosen: (study, arm) -> the winner of the search; None before the choice.
         target: The line that froze the target, None before.
+
+    Example:
+        >>> protocol = Protocol((), "a", "val_loss", "min", 4, (0, 4), 1, 1)
+        >>> Progress(protocol, protocol, "", {}, {}, Counter(), (), None, None).runs
+        {}
     """
 
     protocol: Protocol

@@ -64,7 +64,7 @@ def spirals_scene(
         with kept(parameters):
             classes = {step: _second_class(model, parameters, history[step], detail) for step in shown}
         ways.append(Way(_label(run), torch.arange(len(history)), place, run.losses[: len(history)], classes))
-    title = "ways over the loss surface of two spirals"
+    title = "paths over the loss surface: two spirals"
     return Scene(plane, xs, ys, heights, ways, title, points, labels)
 
 
