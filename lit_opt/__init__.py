@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from lit_opt.callbacks.noise_scale import GradientNoiseScale as GradientNoiseScale
     from lit_opt.callbacks.posthoc_ema import PostHocEMA as PostHocEMA
     from lit_opt.callbacks.recipe import Recipe as Recipe
-<<<<<<< HEAD
-    from lit_opt.comparison.compare import compare as compare
-=======
     from lit_opt.callbacks.trajectory import TrajectoryCallback as TrajectoryCallback
->>>>>>> report
+    from lit_opt.comparison.compare import compare as compare
     from lit_opt.preflight.recipe_check import RecipeCheck as RecipeCheck
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
