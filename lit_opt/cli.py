@@ -135,29 +135,11 @@ def list_(args: list[str]) -> int:
 
 def explain(args: list[str]) -> int:
     """Every value of a recipe, or an optimizer's row."""
+    from lit_opt.commands.explain_options import add_options
+
     parser = _parser("explain", "Every value of a recipe with its unit, range, practice and source.", EXPLAIN_EXAMPLES)
     parser.add_argument("name", metavar="NAME", help="a recipe or an optimizer; `lit-opt list` has them all")
-    for option, help_ in (
-        ("optimizer", "another optimizer, by registry name"),
-        ("lr", "peak learning rate, never rescaled"),
-        ("base-lr", "peak that belongs to --base-batch-size, scaled to the batch of the run"),
-        ("base-batch-size", "batch of --base-lr"),
-        ("weight-decay", "torch's unit: times the learning rate"),
-        ("betas", "decay of Adam's moments, such as 0.9,0.95"),
-        ("momentum", "decay of SGD's velocity"),
-        ("warmup", '0.02 of the run, 500 steps, or "5 epochs"'),
-        ("decay", "cosine, linear, polynomial, step, constant or wsd"),
-        ("clip", "largest gradient norm; 0 is off"),
-        ("ema", "decay of averaged weights; 0 is off"),
-        ("layer-decay", "learning-rate factor per layer below the head"),
-        ("batch-size", "global batch in samples: loader x accumulation x devices"),
-        ("batch-tokens", "global batch in tokens"),
-        ("total-steps", "optimizer steps of the run"),
-        ("parameters", "trainable parameters without the embeddings"),
-    ):
-        parser.add_argument(f"--{option}", type=_value, metavar="X", help=help_)
-    formats = _one_of("text", "yaml", "json", "markdown")
-    parser.add_argument("--format", type=formats, default="text", help="text (default), yaml, json or markdown")
+    add_options(parser, _value, _one_of)
     # 3e-4 in Python's spelling or the shell's: both --weight_decay and --weight-decay.
     dashed = [a.replace("_", "-", a.partition("=")[0].count("_")) if a.startswith("--") else a for a in args]
     given = vars(_parse(parser, dashed))
