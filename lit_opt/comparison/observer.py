@@ -95,8 +95,9 @@ class Observer(Callback):
         self._seconds, self._timed = 0.0, 0
         self._since: float | None = None
         self._began = time.perf_counter()
+        # Lightning divides the loss by the accumulation. Floats on the CPU; elsewhere tensors, so that nothing waits.
         self._initial: Any = None
-        self._bad: Any = None
+        self._bad: Any = 0.0
         self._evaluating = 0.0
         self._fresh = False
 
@@ -121,15 +122,23 @@ class Observer(Callback):
             seed_all(stream(self.seed, "noise", self.batches))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Count the passes; compare the loss with the first one, on the device: nothing waits here."""
+        """Count the passes; compare the loss with the first one."""
         self.passes += 1
+        if loss.device.type == "cpu":
+            value = float(loss)
+            self._initial = value if self._initial is None else self._initial
+            if not math.isfinite(value):
+                self._bad = math.inf
+            elif value <= DIVERGED_FACTOR * self._initial or self._initial <= 0:
+                self._bad = 0.0
+            else:
+                self._bad += 1
+            return
         loss = loss.detach().float()
         if self._initial is None:
-            # Lightning divides the loss by the accumulation.
-            self._initial = loss.clone()
-            self._bad = torch.zeros((), device=loss.device)
+            self._initial, self._bad = loss.clone(), torch.zeros((), device=loss.device)
         fine = loss.isfinite() & ((loss <= DIVERGED_FACTOR * self._initial) | (self._initial <= 0))
-        self._bad = torch.where(fine, 0.0, torch.where(loss.isfinite(), self._bad + 1, math.inf))
+        self._bad = torch.where(fine & ~self._bad.isinf(), 0.0, torch.where(loss.isfinite(), self._bad + 1, math.inf))
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
@@ -138,7 +147,7 @@ class Observer(Callback):
         self.step = trainer.global_step
         evaluates = self.step in self.eval_steps
         allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
-        if evaluates or self._initial.device.type == "cpu" or self.step % max(1, self.budget_steps // 20) == 0:
+        if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:
             if self.first_loss is None:
                 self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
             if pl_module.device.type == "cuda":
