@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import signal
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -96,9 +97,16 @@ def train(
 
 @contextmanager
 def _lightnings_words() -> Iterator[None]:
-    """What Lightning says of a configuration is the user's to mend."""
+    """What Lightning says of a configuration is the user's to mend; and Ctrl-C stays Ctrl-C."""
+    before = signal.getsignal(signal.SIGINT)
     try:
         yield
+    except SystemExit as stop:
+        # Lightning ignores further interrupts from the first on, and exits with code 1 after its shutdown.
+        if not isinstance(stop.__context__, KeyboardInterrupt):
+            raise
+        signal.signal(signal.SIGINT, before)
+        raise KeyboardInterrupt from None
     except MisconfigurationException as error:
         raise RecipeError([f"Lightning: {error}"]) from error
 

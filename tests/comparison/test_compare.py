@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -203,6 +204,22 @@ def test_what_always_crashes_counts_as_a_miss_after_two_repetitions(tmp_path, mo
     assert (crashed.state, crashed.facts["attempts"]) == ("crashed", 3)
     assert kinds(folder).count("failed") == 2
     assert found["comparisons"]["llm/muon"]["verdict"] == "no verdict"
+
+
+class Interrupted(Net):
+    def training_step(self, batch, batch_idx):
+        if self.global_step == 6:
+            raise KeyboardInterrupt
+        return super().training_step(batch, batch_idx)
+
+
+def test_an_interrupt_is_one_and_what_was_at_work_is_free_again(tmp_path):
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt):
+        compare(Interrupted, Data, **SMALL, out=tmp_path / "out")
+    assert signal.getsignal(signal.SIGINT) is before
+    assert list((tmp_path / "out" / "claims").iterdir()) == []
+    assert kinds(tmp_path / "out") == ["opened", "started"]
 
 
 # ---- widening
