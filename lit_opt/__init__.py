@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lit_opt.callbacks.noise_scale import GradientNoiseScale as GradientNoiseScale
     from lit_opt.callbacks.posthoc_ema import PostHocEMA as PostHocEMA
     from lit_opt.callbacks.recipe import Recipe as Recipe
+    from lit_opt.callbacks.trajectory import TrajectoryCallback as TrajectoryCallback
+    from lit_opt.comparison.compare import compare as compare
     from lit_opt.preflight.recipe_check import RecipeCheck as RecipeCheck
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
@@ -31,7 +33,9 @@ _LAZY = {
     "GradientNoiseScale": "lit_opt.callbacks.noise_scale",
     "PostHocEMA": "lit_opt.callbacks.posthoc_ema",
     "Recipe": "lit_opt.callbacks.recipe",
+    "TrajectoryCallback": "lit_opt.callbacks.trajectory",
     "RecipeCheck": "lit_opt.preflight.recipe_check",
+    "compare": "lit_opt.comparison.compare",
     "ClipSpec": "lit_opt.recipes.schema",
     "DecaySpec": "lit_opt.recipes.schema",
     "EMASpec": "lit_opt.recipes.schema",

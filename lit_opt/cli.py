@@ -17,6 +17,7 @@ from lit_opt.commands.texts import (
     HELP,
     LIST_EXAMPLES,
     NEW_EXAMPLES,
+    SPIRALS_EXAMPLES,
 )
 from lit_opt.errors import RecipeError, nearest
 
@@ -66,8 +67,10 @@ def _dispatch(args: list[str]) -> int:
         "plan": plan,
         "check": check,
         "choose": choose,
+        "compare": compare,
         "new": new,
         "export-ema": export_ema,
+        "spirals": spirals,
     }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
     if not args or args[0] in ("-h", "--help", "help"):
@@ -132,29 +135,11 @@ def list_(args: list[str]) -> int:
 
 def explain(args: list[str]) -> int:
     """Every value of a recipe, or an optimizer's row."""
+    from lit_opt.commands.explain_options import add_options
+
     parser = _parser("explain", "Every value of a recipe with its unit, range, practice and source.", EXPLAIN_EXAMPLES)
     parser.add_argument("name", metavar="NAME", help="a recipe or an optimizer; `lit-opt list` has them all")
-    for option, help_ in (
-        ("optimizer", "another optimizer, by registry name"),
-        ("lr", "peak learning rate, never rescaled"),
-        ("base-lr", "peak that belongs to --base-batch-size, scaled to the batch of the run"),
-        ("base-batch-size", "batch of --base-lr"),
-        ("weight-decay", "torch's unit: times the learning rate"),
-        ("betas", "decay of Adam's moments, such as 0.9,0.95"),
-        ("momentum", "decay of SGD's velocity"),
-        ("warmup", '0.02 of the run, 500 steps, or "5 epochs"'),
-        ("decay", "cosine, linear, polynomial, step, constant or wsd"),
-        ("clip", "largest gradient norm; 0 is off"),
-        ("ema", "decay of averaged weights; 0 is off"),
-        ("layer-decay", "learning-rate factor per layer below the head"),
-        ("batch-size", "global batch in samples: loader x accumulation x devices"),
-        ("batch-tokens", "global batch in tokens"),
-        ("total-steps", "optimizer steps of the run"),
-        ("parameters", "trainable parameters without the embeddings"),
-    ):
-        parser.add_argument(f"--{option}", type=_value, metavar="X", help=help_)
-    formats = _one_of("text", "yaml", "json", "markdown")
-    parser.add_argument("--format", type=formats, default="text", help="text (default), yaml, json or markdown")
+    add_options(parser, _value, _one_of)
     # 3e-4 in Python's spelling or the shell's: both --weight_decay and --weight-decay.
     dashed = [a.replace("_", "-", a.partition("=")[0].count("_")) if a.startswith("--") else a for a in args]
     given = vars(_parse(parser, dashed))
@@ -244,6 +229,23 @@ def plan(args: list[str]) -> int:
     return 0
 
 
+def compare(args: list[str]) -> int:
+    """A fair comparison of recipes; `worker` joins one, `report` writes its report."""
+    from lit_opt.commands.compare_options import EXAMPLES, add_options
+
+    verb = args[0] if args and not args[0].startswith("-") else ""
+    if verb not in ("", "worker", "report"):
+        raise RecipeError([f"compare {verb}: unknown.{nearest(verb, ('worker', 'report'))} Known: worker, report."])
+    parser = _parser("compare", "Which optimizer is better on your own model, under a fair protocol.", EXAMPLES)
+    add_options(parser, _one_of)
+    given, others = parser.parse_known_args(args[1:] if verb else args)  # the others are the config's
+    from lit_opt.commands.compare import run_compare, run_report, run_worker  # torch and lightning: seconds
+
+    if verb:
+        return (run_worker if verb == "worker" else run_report)(given.out)
+    return run_compare(vars(given), others)
+
+
 def export_ema(args: list[str]) -> int:
     """The averaged weights of a checkpoint as a file of their own."""
     parser = _parser("export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES)
@@ -255,6 +257,25 @@ def export_ema(args: list[str]) -> int:
 
     export(given.checkpoint, given.out, safetensors=given.safetensors)
     print(f"The averages of {given.checkpoint} are in {given.out}.")
+    return 0
+
+
+def spirals(args: list[str]) -> int:
+    """Optimizers on two spirals, as a picture and an animation."""
+    parser = _parser("spirals", "Watch optimizers on two spirals: spirals.png and spirals.gif.", SPIRALS_EXAMPLES)
+    parser.add_argument("--optimizers", default="sgd,adamw,muon", metavar="A,B,C", help="one to four, by registry name")
+    parser.add_argument("--lr", action="append", default=[], metavar="NAME=X", help="a learning rate; may be repeated")
+    parser.add_argument("--steps", type=int, default=300, metavar="N", help="optimizer steps (default 300)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the points (default 0)")
+    parser.add_argument("--frames", type=int, default=48, metavar="N", help="of the animation (default 48)")
+    parser.add_argument("--out", default="spirals", metavar="DIR", help="folder (default spirals)")
+    given = _parse(parser, args)
+    from pathlib import Path
+
+    from lit_opt.commands.spirals import run_spirals  # torch and lightning: seconds
+
+    names = [name.strip() for name in given.optimizers.split(",") if name.strip()]
+    print(run_spirals(names, given.lr, given.steps, given.seed, Path(given.out), given.frames))
     return 0
 
 

@@ -223,7 +223,7 @@ def test_nothing_is_left_to_do():
 # Folders and rooms whose files are parts of something that tests run as a whole: inside a Trainer, in several
 # processes, or from a command line. What is public in them is named here.
 PARTS: dict[str, set[str]] = {
-    "callbacks": {"recipe", "ema", "monitor", "noise_scale", "posthoc_ema"},
+    "callbacks": {"recipe", "ema", "monitor", "noise_scale", "posthoc_ema", "trajectory", "plane"},
     "commands": set(),
 }
 
@@ -259,6 +259,7 @@ WITHOUT_EXAMPLE = {
     "lit_opt/param_groups/snapshot.py": {"ParamInfo", "ParamSnapshot"},
     "lit_opt/recipes/common.py": {"label_smoothing"},
     "lit_opt/recipes/schema.py": {"Scaling", "LearningRate", "Warmup", "Decay"},
+    "lit_opt/comparison/records.py": {"Arm", "Protocol", "Reading", "Run"},
     "lit_opt/preflight/plan_formats.py": {"plan_text", "plan_markdown"},
     "lit_opt/resolve/lr.py": {"BatchRule"},
     "lit_opt/workloads/hugging_face.py": {"HuggingFaceImages", "HuggingFaceText", "load_splits"},

@@ -80,7 +80,7 @@ def load_project(
         ours = Recipe(**config["recipe"].as_dict()) if "recipe" in config else _recipe_among(trainer.get("callbacks"))
         notes: list[str] = []
         model, on_meta = _model(config, meta, notes)
-        data = _built(LightningDataModule, "data", config)
+        data = built(LightningDataModule, "data", config)
     except MisconfigurationException as error:
         raise RecipeError([f"Lightning: {error}"]) from error
     except ValueError as error:
@@ -169,14 +169,38 @@ def _model(config: Namespace, meta: bool, notes: list[str]) -> tuple[LightningMo
 
 def _with_layers(config: Namespace, device: torch.device | None) -> LightningModule:
     with device or nullcontext():
-        model: LightningModule = _built(LightningModule, "model", config)
+        model: LightningModule = built(LightningModule, "model", config)
         if is_overridden("configure_model", model, LightningModule):
             model.configure_model()
     return model
 
 
-def _built(base: type, key: str, config: Namespace) -> Any:
-    """The object that a section names, None where there is no such section."""
+def parse_config(args: Sequence[str], *, verb: str) -> Namespace:
+    """Read a config, with or without a recipe, and build nothing.
+
+    Args:
+        args: Of the verb, without it.
+        verb: For messages.
+
+    Returns:
+        The sections "trainer", "model", "data" and "recipe"; what the config does not name is None or missing.
+
+    Raises:
+        RecipeError: What is wrong with it, in one message.
+    """
+    expanded = expand_configs(["fit", *args])
+    config: Namespace = _ConfigCLI(expanded, verb=verb, with_recipe=_has_recipe(expanded, "optional")).config["fit"]
+    return config
+
+
+def built(base: type, key: str, config: Namespace) -> Any:
+    """The object that a section names, None where there is no such section.
+
+    Args:
+        base: Of its class.
+        key: Of the section.
+        config: With it.
+    """
     if config.get(key) is None:
         return None
     parser = LightningArgumentParser(exit_on_error=False)

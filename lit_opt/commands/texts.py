@@ -27,8 +27,15 @@ Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config mine.yaml --ckpt_path=last.ckpt
   lit-opt validate | test | predict   the same config, without training
 
+Prove:
+  lit-opt compare --config mine.yaml --arms llm,llm/muon --budget-steps 2000
+                                      a fair comparison on your own model
+
 Keep:
   lit-opt export-ema last.ckpt out.pt   averaged weights of a checkpoint
+
+Watch:
+  lit-opt spirals                     optimizers on two spirals: PNG and GIF
 
 In Python, one line:
   Trainer(max_steps=10_000, callbacks=[Recipe("llm")]).fit(model, data)
@@ -72,3 +79,13 @@ EXPORT_EXAMPLES = """\
 examples:
   lit-opt export-ema last.ckpt weights.pt
   lit-opt export-ema last.ckpt weights.safetensors --safetensors"""
+
+SPIRALS_EXAMPLES = """\
+All points are one batch, the rate falls linearly to zero, all start from the same weights. It is a toy: who is first
+here says nothing of real models. For those there is `lit-opt compare`, and for the same picture of your own run
+`lit_opt.TrajectoryCallback`.
+
+examples:
+  lit-opt spirals
+  lit-opt spirals --optimizers adamw,muon,soap --steps 400 --out pictures
+  lit-opt spirals --optimizers adamw --lr adamw=0.003 --seed 1"""

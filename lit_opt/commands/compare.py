@@ -1,0 +1,217 @@
+"""`lit-opt compare`: a fair comparison of recipes on the model and the data of a config."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningDataModule, LightningModule
+
+from lit_opt.commands.from_config import built, parse_config
+from lit_opt.comparison.compare import compare, run_comparison, write_report
+from lit_opt.comparison.ledger import Ledger
+from lit_opt.comparison.stages import progress_of
+from lit_opt.errors import RecipeError
+from lit_opt.explain.shipped_configs import shipped_configs
+from lit_opt.recipes import list_recipes
+
+# Of the section `trainer:`, what a run of a comparison keeps.
+_KEPT = (
+    "accelerator",
+    "precision",
+    "accumulate_grad_batches",
+    "limit_train_batches",
+    "limit_val_batches",
+    "deterministic",
+    "benchmark",
+    "inference_mode",
+    "detect_anomaly",
+    "gradient_clip_val",
+    "gradient_clip_algorithm",
+)
+_SECTIONS = {"model": LightningModule, "data": LightningDataModule}
+
+
+@dataclass(frozen=True)
+class FromConfig:
+    """A factory that other processes can be sent: it builds a section of a config, with the seed where it takes one.
+
+    Args:
+        section: "model" or "data".
+        args: Of the config.
+    """
+
+    section: str
+    args: tuple[str, ...]
+
+    def __call__(self, seed: int) -> Any:
+        """Build it."""
+        config = copy.deepcopy(_parsed(self.args))
+        arguments = config[self.section].get("init_args")
+        if arguments is not None and "seed" in arguments:
+            arguments["seed"] = seed
+        return built(_SECTIONS[self.section], self.section, config)
+
+    @property
+    def label(self) -> str:
+        """Class and arguments: what the protocol holds."""
+        section = _parsed(self.args)[self.section].as_dict()
+        given = {k: v for k, v in (section.get("init_args") or {}).items() if k != "seed"}
+        return f"{section['class_path']}({', '.join(f'{k}={v!r}' for k, v in sorted(given.items()))})"
+
+
+@lru_cache(maxsize=8)
+def _parsed(args: tuple[str, ...]) -> Any:
+    return parse_config(args, verb="compare")
+
+
+def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
+    """Run `lit-opt compare`.
+
+    Args:
+        options: Of `lit_opt.commands.compare_options`.
+        args: The other arguments, those of the config.
+
+    Returns:
+        0.
+
+    Raises:
+        RecipeError: Whatever the user can mend, in one message.
+    """
+    missing = [name for name in ("config", "arms", "budget_steps") if options[name] is None]
+    if missing:
+        names = ", ".join(f"--{name.replace('_', '-')}" for name in missing)
+        raise RecipeError(
+            [f"{names}: needed. Type: lit-opt compare --config llm --arms llm,llm/muon --budget-steps 400 --dry-run."]
+        )
+    config_args = (f"--config={_found(options['config'])}", *args)
+    config = _parsed(config_args)
+    for section in ("model",):
+        if config.get(section) is None:
+            raise RecipeError(
+                [f"{section}: the config names none. Add a section `{section}:` with class_path and init_args."]
+            )
+    metric, mode = _monitored(config)
+    if options["metric"] is not None:
+        metric, mode = options["metric"], (mode if options["metric"] == metric else None)
+    numbers = {
+        name: options[name]
+        for name in ("trials", "seeds", "eval_every", "studies", "extend", "seed", "workers", "decades", "timeout")
+        if options[name] is not None
+    }
+    defaults = {name: p.default for name, p in inspect.signature(compare).parameters.items()}
+    given = defaults | dict(
+        make_module=FromConfig("model", config_args),
+        make_datamodule=FromConfig("data", config_args) if config.get("data") is not None else None,
+        arms=read_arms(options["arms"], options["config"], config),
+        budget_steps=options["budget_steps"],
+        baseline=options["baseline"],
+        metric=metric,
+        mode=options["mode"] or mode,
+        readout=options["readout"],
+        out=options["out"],
+        trainer=_trainer(config),
+        dry_run=options["dry_run"],
+        **numbers,
+    )
+    run_comparison(given, {"options": {**options, "config": _found(options["config"])}, "args": list(args)})
+    return 0
+
+
+def run_worker(out: str) -> int:
+    """Join the comparison of a folder, as its first command does.
+
+    Raises:
+        RecipeError: It was not begun by a command.
+    """
+    folder = Path(out)
+    if not folder.is_dir():
+        raise RecipeError([f"out: {folder}: no such folder. `lit-opt compare --config ...` begins a comparison."])
+    command = progress_of(Ledger(folder).read()).opened["command"]
+    if command is None:
+        raise RecipeError(
+            [
+                f"out: {folder}: this comparison was begun in Python, so how its model is made is not known here. Call "
+                "lit_opt.compare(...) with the same arguments and out=: it joins."
+            ]
+        )
+    return run_compare(command["options"] | {"out": out, "workers": 1}, command["args"])
+
+
+def run_report(out: str) -> int:
+    """Write the report of a folder anew."""
+    write_report(out)
+    return 0
+
+
+def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
+    """The arms of the option: title -> keywords of `Recipe`.
+
+    Args:
+        text: Of the option, separated by commas.
+        base: The option --config.
+        config: What it holds.
+
+    Raises:
+        RecipeError: A title twice, or a file without a recipe.
+    """
+    own = config.get("recipe")
+    arms: dict[str, dict[str, Any]] = {}
+    for item in (part.strip() for part in text.split(",") if part.strip()):
+        title, _, rest = item.partition("=")
+        what = rest or title
+        is_file = Path(what).suffix in (".yaml", ".yml")
+        name = title if rest else Path(what).stem if is_file else what
+        if name in arms:
+            raise RecipeError([f"arms: {name!r} is there twice. Give titles: --arms first={what},second={what}."])
+        if is_file:
+            arms[name] = _section(what)
+        elif own is not None and own["name"] == what:
+            arms[name] = _given(own)
+        elif base in shipped_configs() and what in shipped_configs() and what in list_recipes():
+            arms[name] = _section(what)
+        else:
+            arms[name] = {"name": what}
+    return arms
+
+
+def _section(config: str) -> dict[str, Any]:
+    """The recipe of a config, its given values alone."""
+    parsed = parse_config((f"--config={_found(config)}",), verb="compare")
+    if parsed.get("recipe") is None:
+        raise RecipeError([f"arms: {config} has no section `recipe:`. Add one, such as `recipe: {{name: llm}}`."])
+    return _given(parsed["recipe"])
+
+
+def _given(recipe: Any) -> dict[str, Any]:
+    return {key: value for key, value in recipe.as_dict().items() if value is not None}
+
+
+def _found(config: str) -> str:
+    """A path that holds from any folder, or the name of a shipped config."""
+    return str(Path(config).resolve()) if Path(config).is_file() else config
+
+
+def _monitored(config: Any) -> tuple[str | None, str | None]:
+    """What a checkpoint callback of the config watches."""
+    callbacks = config["trainer"].get("callbacks") or []
+    for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+        arguments = callback.get("init_args") if hasattr(callback, "get") else None
+        if arguments is not None and arguments.get("monitor"):
+            return arguments["monitor"], arguments.get("mode")
+    return None, None
+
+
+def _trainer(config: Any) -> dict[str, Any]:
+    section = config["trainer"].as_dict()
+    kept = {key: section[key] for key in _KEPT if section.get(key) is not None}
+    return {
+        key: value
+        for key, value in kept.items()
+        if (key, value) not in (("accumulate_grad_batches", 1), ("inference_mode", True), ("detect_anomaly", False))
+    }

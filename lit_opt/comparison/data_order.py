@@ -1,0 +1,169 @@
+"""Batches that do not depend on the arm, and the hash that proves it.
+
+With Lightning 2.6 and a plain `DataLoader(shuffle=True)` an optimizer that draws a random number, another dropout or one
+layer more changes the order of the data from the second epoch on, since all draw from one global generator. Here the
+loader gets a generator of its own, and the global ones are seeded before each batch is fetched, and again after it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.errors import RecipeError
+
+# Of each tensor of a batch at most so many bytes are hashed, in pieces that are spread evenly over it.
+SAMPLED = 16_384
+_PIECES = 16
+
+
+class OrderedLoader:
+    """A training loader whose batches and random numbers follow from a seed alone.
+
+    The running hash of all batches is in `hash`. Every other attribute is the loader's.
+
+    Args:
+        loader: What `train_dataloader` returned.
+        seed: Of the run.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> one = OrderedLoader(DataLoader(range(8), batch_size=2, shuffle=True), seed=1)
+        >>> first = [batch.tolist() for batch in one]
+        >>> other = OrderedLoader(DataLoader(range(8), batch_size=2, shuffle=True), seed=1)
+        >>> first == [(batch.tolist(), torch.rand(1))[0] for batch in other], one.digest() == other.digest()
+        (True, True)
+    """
+
+    def __init__(self, loader: Any, seed: int) -> None:
+        if isinstance(loader, Mapping | list | tuple):
+            raise RecipeError(
+                [
+                    f"train_dataloader: {type(loader).__name__} of {len(loader)} loaders; a comparison takes one, so that its "
+                    "batches can be put in order and hashed. Join them in one Dataset (torch.utils.data.ConcatDataset)."
+                ]
+            )
+        self._loader, self._seed = loader, seed
+        self._epoch = self._position = 0
+        self.hash = hashlib.sha256()
+        inject_generator(loader, stream(seed, "data"))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        seed_all(stream(self._seed, "epoch", self._epoch))
+        self._epoch += 1
+        batches = iter(self._loader)
+        while True:
+            seed_all(stream(self._seed, "batch", self._position))
+            try:
+                batch = next(batches)
+            except StopIteration:
+                return
+            update_hash(self.hash, batch)
+            # What the module draws when it gets the batch does not depend on what fetching it has drawn.
+            seed_all(stream(self._seed, "transfer", self._position))
+            self._position += 1
+            yield batch
+
+    def digest(self) -> str:
+        """Of all batches so far."""
+        return self.hash.hexdigest()[:16]
+
+
+def inject_generator(loader: Any, seed: int) -> None:
+    """Give a loader and its samplers one generator of their own; an own one that they have is seeded.
+
+    Args:
+        loader: A DataLoader; others have no generator to give, and are left alone.
+        seed: Of the generator.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> loader = DataLoader(range(8), shuffle=True)
+        >>> inject_generator(loader, 1)
+        >>> loader.sampler.generator is loader.generator
+        True
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    parts: tuple[Any, ...] = (loader, getattr(loader, "sampler", None), batch_sampler)
+    for part in (*parts, getattr(batch_sampler, "sampler", None)):
+        if not hasattr(part, "generator"):
+            continue
+        if isinstance(part.generator, torch.Generator):
+            part.generator.manual_seed(seed)
+        elif part.generator is None:
+            part.generator = generator
+
+
+def update_hash(running: Any, batch: Any) -> None:
+    """Add a batch to a running hash: keys, shapes, types and contents, of large tensors evenly spread pieces.
+
+    Example:
+        >>> one, other = hashlib.sha256(), hashlib.sha256()
+        >>> update_hash(one, {"x": torch.zeros(2, 3)})
+        >>> update_hash(other, {"x": torch.zeros(3, 2)})
+        >>> one.digest() == other.digest()
+        False
+    """
+    if isinstance(batch, Tensor):
+        running.update(f"{tuple(batch.shape)}{batch.dtype}".encode())
+        for piece in _pieces(batch):
+            running.update(piece)
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            running.update(str(key).encode())
+            update_hash(running, value)
+    elif isinstance(batch, list | tuple):
+        running.update(str(len(batch)).encode())
+        for value in batch:
+            update_hash(running, value)
+    elif hasattr(batch, "__dict__") and not callable(batch):
+        update_hash(running, vars(batch))
+    else:
+        running.update(str(batch).encode()[:SAMPLED])
+
+
+def _pieces(tensor: Tensor) -> Iterator[Any]:
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        yield str(tensor).encode()
+        return
+    if not tensor.numel():
+        return
+    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
+    if content.size <= SAMPLED:
+        yield content.data
+        return
+    piece = SAMPLED // _PIECES
+    for i in range(_PIECES):
+        start = i * (content.size - piece) // (_PIECES - 1)
+        yield content[start : start + piece].data
+
+
+def first_dimension(batch: Any) -> int:
+    """Samples in a batch: the first dimension of the first tensor in it, 1 where there is none.
+
+    Example:
+        >>> first_dimension([torch.zeros(4, 3), torch.zeros(4)])
+        4
+    """
+    if isinstance(batch, Tensor):
+        return batch.shape[0] if batch.ndim else 1
+    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    return next((first_dimension(value) for value in inner if _has_tensor(value)), 1)
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(map(_has_tensor, value.values()))
+    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_has_tensor, value)))

@@ -1,0 +1,219 @@
+"""The callback of a run of a comparison: it reads the metric at the agreed steps, counts and times, and stops the diverged."""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from lit_opt.callbacks.recipe import Recipe
+from lit_opt.comparison.data_order import OrderedLoader, first_dimension
+from lit_opt.comparison.facts import facts_before
+from lit_opt.comparison.records import Reading
+from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.errors import RecipeError
+
+# A run has diverged when its loss is that many times the first one for that share of the budget, or is not finite.
+DIVERGED_FACTOR = 3.0
+DIVERGED_SHARE = 0.05
+
+
+class Diverged(Exception):
+    """Leaves a run whose loss is not finite, or far above the first one for long.
+
+    Example:
+        >>> str(Diverged("the loss was not finite at step 3"))
+        'the loss was not finite at step 3'
+    """
+
+
+class Enough(Exception):
+    """Leaves a rehearsal.
+
+    Example:
+        >>> isinstance(Enough(), Exception)
+        True
+    """
+
+
+class TimedOut(Exception):
+    """Leaves a run that takes longer than it was given.
+
+    Example:
+        >>> str(TimedOut("stopped after 60 s at step 3"))
+        'stopped after 60 s at step 3'
+    """
+
+
+class Observer(Callback):
+    """Watches one run.
+
+    Args:
+        recipe: Of the run.
+        metric: The logged name.
+        budget_steps: Optimizer steps of the run.
+        eval_steps: The steps after which it is evaluated.
+        seed: Of the run.
+        timeout: Seconds that the run may take.
+        stop_after: For a rehearsal: optimizer steps after which it ends.
+        evaluates_at_stop: It is evaluated then.
+
+    Example:
+        >>> from lit_opt import Recipe
+        >>> Observer(Recipe("llm"), "val_loss", 10, (0, 5, 10), seed=1).readings
+        []
+    """
+
+    def __init__(
+        self,
+        recipe: Recipe,
+        metric: str,
+        budget_steps: int,
+        eval_steps: tuple[int, ...],
+        *,
+        seed: int,
+        timeout: float = math.inf,
+        stop_after: int | None = None,
+        evaluates_at_stop: bool = False,
+    ) -> None:
+        self.recipe = recipe
+        self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
+        self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
+        self.loader: OrderedLoader | None = None
+        self.device: torch.device | None = None
+        self.before: dict[str, Any] = {}
+        self.readings: list[Reading] = []
+        self.batch_hashes: dict[str, str] = {}
+        self.logged: set[str] = set()
+        self.model_flops, self.optimizer_flops = 0.0, 0.0
+        self.samples = self.passes = self.batches = self.step = 0
+        self.first_loss: float | None = None
+        self.evaluation_seconds = 0.0
+        self._seconds, self._timed = 0.0, 0
+        self._since: float | None = None
+        self._began = time.perf_counter()
+        # Lightning divides the loss by the accumulation. Floats on the CPU; elsewhere tensors, so that nothing waits.
+        self._initial: Any = None
+        self._bad: Any = 0.0
+        self._evaluating = 0.0
+        self._fresh = False
+
+    # ---- training
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        """Note what is there before the first step."""
+        self.device = pl_module.device
+        self.before = facts_before(trainer, pl_module, self.recipe)
+        self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
+
+    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
+        """Count."""
+        self._fresh = True
+        self.samples += first_dimension(batch)
+        self.batches += 1
+
+    def seed_noise(self) -> None:
+        """Seed the global generators for the first pass of a batch; a second pass of SAM goes on from there."""
+        if self._fresh:
+            self._fresh = False
+            seed_all(stream(self.seed, "noise", self.batches))
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
+        """Count the passes; compare the loss with the first one."""
+        self.passes += 1
+        if loss.device.type == "cpu":
+            value = float(loss)
+            self._initial = value if self._initial is None else self._initial
+            if not math.isfinite(value):
+                self._bad = math.inf
+            elif value <= DIVERGED_FACTOR * self._initial or self._initial <= 0:
+                self._bad = 0.0
+            else:
+                self._bad += 1
+            return
+        loss = loss.detach().float()
+        if self._initial is None:
+            self._initial, self._bad = loss.clone(), torch.zeros((), device=loss.device)
+        fine = loss.isfinite() & ((loss <= DIVERGED_FACTOR * self._initial) | (self._initial <= 0))
+        self._bad = torch.where(fine & ~self._bad.isinf(), 0.0, torch.where(loss.isfinite(), self._bad + 1, math.inf))
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Time the step, and look whether the run has diverged."""
+        if trainer.global_step == self.step:
+            return  # accumulating
+        self.step = trainer.global_step
+        evaluates = self.step in self.eval_steps
+        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
+        if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:
+            if self.first_loss is None:
+                self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
+            if pl_module.device.type == "cuda":
+                torch.cuda.synchronize(pl_module.device)
+            if float(self._bad) >= allowed:
+                raise Diverged(self._why(allowed))
+        now = time.perf_counter()
+        if self._since is not None:
+            self._seconds += now - self._since
+            self._timed += 1
+        self._since = None if evaluates else now
+        if now - self._began > self.timeout:
+            raise TimedOut(f"stopped after {now - self._began:.0f} s at step {self.step}")
+        if self.stop_after is not None and self.step >= self.stop_after:
+            if not self.evaluates_at_stop:
+                raise Enough
+            trainer.should_stop = True  # and Lightning validates
+
+    def _why(self, allowed: float) -> str:
+        if math.isinf(float(self._bad)):
+            return f"the loss was not finite at step {self.step}"
+        return f"the loss was above {DIVERGED_FACTOR:g} times its first value for {allowed:.0f} batches, at step {self.step}"
+
+    # ---- evaluation
+
+    def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
+        """The same random numbers in every evaluation of a seed."""
+        self._evaluating = time.perf_counter()
+        seed_all(stream(self.seed, "evaluation"))
+
+    def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
+        """Read the metric. The clock goes on."""
+        logged = trainer.callback_metrics
+        self.logged |= set(logged)
+        step = 0 if trainer.sanity_checking else trainer.global_step
+        if self.metric in logged:
+            self.readings.append(
+                Reading(
+                    step=step,
+                    samples=self.samples if step else 0,
+                    flops=self.passes * self.model_flops + step * self.optimizer_flops if step else 0.0,
+                    # The first step warms up, and is taken to be as long as the others.
+                    seconds=self._seconds * step / self._timed if self._timed else math.nan if step else 0.0,
+                    metric=float(logged[self.metric]),
+                )
+            )
+        elif step and self.metric:
+            raise RecipeError([missing_metric(self.metric, self.logged)])
+        if self.loader is not None and step:
+            self.batch_hashes[str(step)] = self.loader.digest()
+        self.evaluation_seconds = time.perf_counter() - self._evaluating
+        self._since = time.perf_counter() if step else None
+
+    @property
+    def seconds_per_step(self) -> float:
+        """The mean, without evaluation and without the first step; nan where there was no other."""
+        return self._seconds / self._timed if self._timed else math.nan
+
+
+def missing_metric(metric: str, logged: set[str]) -> str:
+    """What to say where nothing of that name was logged in validation.
+
+    Example:
+        >>> missing_metric("val_loss", set())
+        "metric: 'val_loss' was not logged in validation; nothing was. Log it in validation_step: self.log('val_loss', loss)."
+    """
+    there = f"logged were: {', '.join(sorted(logged))}. Give one of them as metric=" if logged else "nothing was"
+    remedy = "" if logged else f" Log it in validation_step: self.log({metric!r}, loss)."
+    return f"metric: {metric!r} was not logged in validation; {there}.{remedy}"
