@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +90,10 @@ def fit(method: str, how: dict[str, Any], *callbacks: Any, ckpt_path: Path | Non
     counted: list[int] = []
     orthogonalise = engine.orthogonalize_
 
-    def counting(batch: torch.Tensor, *args: Any) -> torch.Tensor:
-        counted.append(batch.size(0) if batch.any() else 0)  # under DDP one without work computes one zero matrix
-        return orthogonalise(batch, *args)
+    def counting(batches: Sequence[torch.Tensor], *args: Any) -> list[torch.Tensor]:
+        # under DDP one without work computes one zero matrix
+        counted.extend(batch.size(0) if batch.any() else 0 for batch in batches)
+        return orthogonalise(batches, *args)
 
     engine.orthogonalize_ = counting  # type: ignore[assignment]
     module, ours = Llama(), recipe(method)

@@ -184,7 +184,7 @@ def traffic(method: str, how: str) -> dict[str, int]:
         optimizer.share_work()
     found = {"sent": 0, "received": 0, "flops": 0}
     rank, others = dist.get_rank(), dist.get_world_size() - 1
-    all_to_all, gather, precondition = exchange.all_to_all, exchange.all_gather, optimizer._precondition
+    all_to_all, gather, precondition = exchange.all_to_all, exchange.all_gather, optimizer._preconditioned
 
     def counting(out: torch.Tensor, sent: Sequence[int], received: Sequence[int], group: Any) -> Any:
         assert sum(sent) == out.numel()
@@ -197,12 +197,13 @@ def traffic(method: str, how: str) -> dict[str, int]:
             found[way] += others * out.nbytes
         return gather(out, group)
 
-    def computing(chunk: Any, batch: torch.Tensor) -> Any:
-        if batch.any():
-            found["flops"] += chunk.flops * batch.size(0) // chunk.shape[0]
-        return precondition(chunk, batch)
+    def computing(chunks: Sequence[Any], batches: Sequence[torch.Tensor]) -> Any:
+        for chunk, batch in zip(chunks, batches, strict=True):
+            if batch.any():
+                found["flops"] += chunk.flops * batch.size(0) // chunk.shape[0]
+        return precondition(chunks, batches)
 
-    exchange.all_to_all, exchange.all_gather, optimizer._precondition = counting, gathering, computing
+    exchange.all_to_all, exchange.all_gather, optimizer._preconditioned = counting, gathering, computing
     try:
         for param in module.parameters():
             param.grad = torch.ones_like(param) if param.requires_grad else None
