@@ -129,6 +129,16 @@ def cell(kind: str, precision: str, name: str, folder: Path, resume: bool = True
         return {"refused": str(error)}
     except Exception:
         return {"error": traceback.format_exc()}
+    finally:
+        drop_groups()
+
+
+def drop_groups() -> None:
+    """The groups of this run's meshes, each of which keeps busy threads: after a hundred runs they take all cores."""
+    if torch.distributed.is_initialized():
+        for group in list(torch.distributed.distributed_c10d._world.pg_map):
+            if group is not torch.distributed.group.WORLD:
+                torch.distributed.destroy_process_group(group)
 
 
 def main(folder: Path) -> None:
