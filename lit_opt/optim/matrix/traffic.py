@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from lit_opt.optim.matrix.boxes import Box, boxes_by, common, sources_by
 from lit_opt.optim.matrix.cost import planned, result_width
 from lit_opt.optim.matrix.exchange import rounds
-from lit_opt.optim.matrix.orthogonalize import orthogonalization_flops
 from lit_opt.optim.matrix.plan import Chunk
 from lit_opt.optim.matrix.routes import items_of
 from lit_opt.optim.matrix.sharing import shares
@@ -41,7 +40,7 @@ def ddp_traffic(optimizer: Optimizer, processes: int, *, cuda: bool) -> list[Tra
     """Under DDP with shared work: each process's results go to all, in a ring.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
+        optimizer: One of Muon, NorMuon, MarsM, Teon, Scion, ARO; its parameters may be on the meta device.
         processes: Of the run.
         cuda: The run is on CUDA devices that multiply bfloat16.
 
@@ -97,7 +96,7 @@ def sharded_traffic(optimizer: Optimizer, mesh_shape: Sequence[int], *, cuda: bo
         width = result_width(optimizer, chunk, cuda, normalised=True)
         for owner, own in enumerate(ranges):
             count = own.stop - own.start
-            flops[owner] += count * orthogonalization_flops(*chunk.shape[1:], chunk.options["ns_steps"])
+            flops[owner] += count * (chunk.flops // chunk.shape[0])
             for _, index, region in items_of(chunk, groups, own):
                 shape = tuple(chunk.slots[index].param.shape)
                 held = boxes.setdefault(shape, boxes_by(shape, mesh_shape, cuts))
