@@ -19,7 +19,7 @@ from rich.text import Text
 
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.resolve import preview
-from lit_opt.resolve.strategies import PRECISIONS, STRATEGIES, lightning_refuses, refusals
+from lit_opt.resolve.strategies import PRECISIONS, STRATEGIES, lightning_refuses, missing, refusals
 
 RECORD = Path(__file__).with_name("strategies.json")
 SIGNS = {"tested": "+", "contract": "o", "refused": "-"}
@@ -61,14 +61,14 @@ def strategy_cells() -> list[Cell]:
     cells = []
     for name in list_recipes():
         planned = preview(get_recipe(name))
-        for strategy, known in STRATEGIES.items():
+        for strategy in STRATEGIES:
             for precision in PRECISIONS:
                 theirs = lightning_refuses(strategy, precision)
                 why = [theirs] if theirs else refusals(planned, strategy, precision)
                 status = "refused"
                 if not why:
                     tested = name in runs.get(strategy, {}).get(precision, ())
-                    status, why = ("tested", []) if tested else ("contract", [known.missing])
+                    status, why = ("tested", []) if tested else ("contract", [missing(planned, strategy)])
                 cells.append(Cell(recipe=name, strategy=strategy, precision=precision, status=status, why=tuple(why)))
     return cells
 

@@ -37,6 +37,7 @@ class Strategy:
 
 _GPU = "CUDA devices: Lightning runs DeepSpeed on nothing else"
 _TORCHAO = "torchao (extra lowbit), which sharded 8-bit states need"
+_TIME = "time: `make tables` was not run to its end"
 
 STRATEGIES = {
     "single": Strategy(title="one", name="SingleDeviceStrategy", typed="devices=1", missing=""),
@@ -46,16 +47,16 @@ STRATEGIES = {
     ),
     "fsdp1": Strategy(title="FSDP1", name="FSDPStrategy", typed="strategy='fsdp'", missing=""),
     "fsdp2": Strategy(
-        title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TORCHAO
+        title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TIME
     ),
     "hsdp": Strategy(
         title="HSDP",
         name="ModelParallelStrategy",
         typed="ModelParallelStrategy, fully_shard on a 2D mesh",
-        missing=_TORCHAO,
+        missing=_TIME,
     ),
     "tp": Strategy(
-        title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TORCHAO
+        title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TIME
     ),
     "zero1": Strategy(title="ZeRO1", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_1'", missing=_GPU),
     "zero2": Strategy(title="ZeRO2", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_2'", missing=_GPU),
@@ -126,6 +127,21 @@ def lightning_refuses(strategy: str, precision: str) -> str:
     if strategy == "xla" and precision.endswith("mixed"):
         return f"precision: Lightning knows no {precision!r} on XLA. Use 'bf16-true' or '32-true'."
     return ""
+
+
+def missing(resolved: ResolvedRecipe, strategy: str) -> str:
+    """What the machines that ran the tests lack, where a recipe that is not refused was not run.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> missing(preview(get_recipe("llm/adamw_8bit")), "fsdp2")
+        'torchao (extra lowbit), which sharded 8-bit states need'
+    """
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    if strategy in _MODEL_PARALLEL and row is not None and not row.exact:
+        return _TORCHAO
+    return STRATEGIES[strategy].missing
 
 
 def shard_problems(row: OptimizerRow, where: str) -> list[str]:
