@@ -31,6 +31,7 @@ from lit_opt import Recipe
 from tests.callbacks.matrix_processes import STEPS, Batches
 from tests.callbacks.modules import SaveAt, trainer
 from tests.contract.strategy_runs import Watch, quiet
+from tests.processes import share_meshes
 
 METHODS = ("llm", "llm/muon", "llm/normuon", "llm/scion")
 # "whole": activations between layers are whole, norms plain tensors. "sequence": activations between layers are cut
@@ -162,6 +163,7 @@ def cell(name: str, plan: str, dtype: str, folder: Path) -> dict[str, Any]:
 
 def main(folder: Path) -> None:
     quiet()
+    share_meshes()
     found = {case: cell(*case, folder) for case in CASES}
     torch.save(found, folder / f"{os.environ.get('LOCAL_RANK', 0)}.pt")
 

@@ -29,6 +29,7 @@ from lit_opt.resolve.strategies import PRECISIONS, lightning_refuses
 from tests.callbacks.modules import SaveAt, trainer
 from tests.callbacks.processes import allow_fsdp1_on_the_cpu
 from tests.contract.tiny import BATCH, STEPS, Block, Share, Tiny
+from tests.processes import share_meshes
 
 KINDS = {1: ("single",), 2: ("ddp", "fsdp1", "fsdp2", "tp"), 4: ("hsdp",)}
 PROCESSES = {kind: n for n, kinds in KINDS.items() for kind in kinds}
@@ -129,20 +130,11 @@ def cell(kind: str, precision: str, name: str, folder: Path, resume: bool = True
         return {"refused": str(error)}
     except Exception:
         return {"error": traceback.format_exc()}
-    finally:
-        drop_groups()
-
-
-def drop_groups() -> None:
-    """The groups of this run's meshes, each of which keeps busy threads: after a hundred runs they take all cores."""
-    if torch.distributed.is_initialized():
-        for group in list(torch.distributed.distributed_c10d._world.pg_map):
-            if group is not torch.distributed.group.WORLD:
-                torch.distributed.destroy_process_group(group)
 
 
 def main(folder: Path) -> None:
     quiet()
+    share_meshes()
     allow_fsdp1_on_the_cpu()
     number, _, some = folder.name.partition("-")
     for kind in KINDS[int(number)]:
