@@ -87,7 +87,7 @@ def refusals(resolved: ResolvedRecipe, strategy: str, precision: str, *, optimiz
     Args:
         resolved: The recipe with its overrides.
         strategy: Key of `STRATEGIES`; "zero0" is DeepSpeed without ZeRO, "other" one that is not known.
-        precision: Lightning's word. Only "16-mixed" (a gradient scaler) makes a difference.
+        precision: Lightning's word. Only "16-mixed" (a gradient scaler) and "bf16-true" make a difference.
         optimizer: Whether the recipe's optimizer is used, not one of the module's own.
 
     Example:
@@ -109,7 +109,7 @@ and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with
         problems.append(
             "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
         )
-    averaging = averaging_problem(strategy) if resolved.ema is not None else ""
+    averaging = averaging_problem(strategy, precision) if resolved.ema is not None else ""
     if averaging:
         problems.append(f"EMA: {averaging}, or switch averaging off (Recipe(..., ema=False)).")
     return problems
@@ -173,13 +173,19 @@ def shard_problems(row: OptimizerRow, where: str) -> list[str]:
     return []
 
 
-def averaging_problem(strategy: str) -> str:
-    """Why weights cannot be averaged by name under a strategy; "" where they can.
+def averaging_problem(strategy: str, precision: str = "32-true") -> str:
+    """Why weights cannot be averaged under a strategy and a precision; "" where they can.
 
     Example:
         >>> averaging_problem("ddp")
         ''
     """
+    if strategy == "xla" and precision == "bf16-true":
+        # Lightning sets XLA_USE_BF16 (lightning 2.6, torch_xla 2.9): tensors say float32 and hold bfloat16.
+        return (
+            "under bf16-true XLA keeps every float32 tensor in bfloat16, in which averages stand still. Use "
+            "precision='32-true'"
+        )
     if strategy not in (*_DEEPSPEED, "xla_fsdp"):
         return ""
     return (
