@@ -177,8 +177,10 @@ def averaging_problem(strategy: str, precision: str = "32-true") -> str:
     """Why weights cannot be averaged under a strategy and a precision; "" where they can.
 
     Example:
-        >>> averaging_problem("ddp")
-        ''
+        >>> averaging_problem("ddp"), averaging_problem("xla")
+        ('', '')
+        >>> averaging_problem("xla", "bf16-true")[-23:]
+        "Use precision='32-true'"
     """
     if strategy == "xla" and precision == "bf16-true":
         # Lightning sets XLA_USE_BF16 (lightning 2.6, torch_xla 2.9): tensors say float32 and hold bfloat16.
