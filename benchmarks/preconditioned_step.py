@@ -61,7 +61,10 @@ def arms(soap_file: str | None, splus_file: str | None) -> dict[str, tuple[Make,
         import heavyball
 
         heavyball.utils.compile_mode = None
-        soap["heavyball.SOAP"] = lambda p: heavyball.SOAP(p, lr=1e-3, precondition_frequency=EVERY)
+        # Its default leaves sides above 2048 alone, the others rotate them.
+        soap["heavyball.SOAP"] = lambda p: heavyball.SOAP(
+            p, lr=1e-3, precondition_frequency=EVERY, max_precond_dim=10000
+        )
     splus: dict[str, Make] = {"pytorch_optimizer.SPlus": lambda p: pytorch_optimizer.SPlus(p, inverse_steps=EVERY)}
     if splus_file:
         single = from_file(splus_file, "SPlus")

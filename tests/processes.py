@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -23,3 +24,14 @@ def launch(module: str, folder: Path) -> subprocess.CompletedProcess[str]:
         text=True,
         check=False,
     )
+
+
+def share_meshes() -> None:
+    """Let all runs of this process under ModelParallelStrategy have one mesh of each shape.
+
+    A mesh's groups keep busy threads, which take all cores after a hundred runs. They cannot be dropped after a run:
+    DTensor's caches keep the first of equal meshes, and ask for its groups again (torch 2.15).
+    """
+    from lightning.pytorch.strategies import model_parallel
+
+    model_parallel._setup_device_mesh = cache(model_parallel._setup_device_mesh)

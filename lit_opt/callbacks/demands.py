@@ -27,6 +27,8 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, opti
     """
     row = get_row(resolved.optimizer) if optimizer and isinstance(resolved.optimizer, str) else None
     precision = "16-mixed" if takes_scaled_gradients(trainer) else "32-true"
+    if getattr(trainer.precision_plugin, "precision", "") == "bf16-true":
+        precision = "bf16-true"
     problems = refusals(resolved, strategy_kind(trainer), precision, optimizer=optimizer)
     if optimizer:
         problems += exact_problems(resolved, trainer, module) + sparse_problems(resolved, module)

@@ -76,7 +76,7 @@ def strategy_problem(trainer: pl.Trainer, shards: bool = True) -> str:
     kind = strategy_kind(trainer)
     if kind == "fsdp1" and not shards:
         return "under FSDPStrategy the weights are flattened. Use ModelParallelStrategy (FSDP2) or DDP"
-    return averaging_problem(kind)
+    return averaging_problem(kind, str(trainer.precision))
 
 
 def optimizer_problems(trainer: pl.Trainer) -> list[str]:

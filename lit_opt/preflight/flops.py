@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -12,7 +12,9 @@ from torch.optim import Optimizer
 from torch.utils.flop_counter import FlopCounterMode
 
 from lit_opt.optim import get_row
-from lit_opt.optim.matrix.cost import orthogonalization_share, step_flops, work_of
+from lit_opt.optim.matrix.cost import step_flops, work_of
+from lit_opt.optim.matrix.preconditioned import PreconditionedOptimizer
+from lit_opt.optim.matrix.traffic import ddp_traffic, sharded_traffic
 from lit_opt.preflight.placement import Placement
 from lit_opt.preflight.shares import SHARDS_STATE
 
@@ -32,6 +34,8 @@ class Flops:
         share: The optimizer's part of the sum; None where the model's is unknown.
         how: How it was counted, or what is missing, in sentences.
         examples: Tokens of a step -> share, where the batch is unknown.
+        sent: Bytes that a device sends to others for whole matrices, beside what the strategy sends; of the device that
+            sends most. None where nothing is divided, or where it is not known.
 
     Example:
         >>> Flops(optimizer=1, model=None, share=None, how=(), examples={}).examples
@@ -43,6 +47,7 @@ class Flops:
     share: float | None
     how: tuple[str, ...]
     examples: Mapping[int, float]
+    sent: int | None = None
 
 
 def count_flops(
@@ -54,12 +59,14 @@ def count_flops(
     samples: int | None,
     placement: Placement | None = None,
     example: Any = None,
+    cuda: bool = True,
 ) -> Flops:
     """The share of the optimizer in the operations of a training step of one device.
 
     A language model takes about 6 operations for each parameter and token. Any other model is run once on the meta
     device, where an example of its input is known, and its backward is counted as two forwards. The batch is divided
-    among the devices; orthogonalisations are not (each device does all of them), nor is an element-wise step under DDP.
+    among the devices, and so are orthogonalisations under DDP and FSDP2. What keeps statistics of both sides of a matrix
+    is computed by each device, and so is an element-wise step under DDP.
 
     Args:
         module: The model.
@@ -69,6 +76,7 @@ def count_flops(
         samples: Of all processes in one step.
         placement: Where it runs; one device if unset.
         example: A batch as the model's forward takes it; its first dimension is counted as samples.
+        cuda: The run is on CUDA devices.
 
     Example:
         >>> from lit_opt.optim import build
@@ -83,25 +91,46 @@ def count_flops(
     matrix = get_row(optimizer.defaults["algorithm"]).matrix
     numbers = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
     own = step_flops(optimizer) if matrix else _ELEMENTWISE * numbers
-    if not matrix and placement is not None and placement.kind in SHARDS_STATE:
+    # XLA's strategy shares no work.
+    xla = placement is not None and placement.strategy in ("xla", "XLAStrategy")
+    kind = placement.kind if placement is not None and not xla else "single"
+    decomposes = isinstance(optimizer, PreconditionedOptimizer)
+    divided = kind in ("ddp", "fsdp2") and not decomposes if matrix else kind in SHARDS_STATE
+    if divided:
         own //= devices
     how = [f"optimizer: the {work_of(optimizer)}" if matrix else f"optimizer: {_ELEMENTWISE} operations a number"]
     if matrix and devices > 1:
-        how[0] += f", all of them on each of the {devices:,} devices, which divide the batch"
+        how[0] += f", {_where(divided, decomposes and kind == 'ddp')} the {devices:,} devices"
+    sent = _sent(optimizer, placement, cuda) if matrix and divided and placement is not None else None
     if setting in ("llm", "vlm"):
-        return _by_tokens(module, optimizer, own, matrix, tokens, devices, how)
+        return replace(_by_tokens(module, optimizer, own, tokens, devices, how), sent=sent)
     measured, why = _forward_flops(module, example)
     if measured is None or samples is None:
         how.append(why or "the global batch is unknown; give batch_size= (--batch-size)")
-        return Flops(optimizer=own, model=None, share=None, how=tuple(how), examples={})
+        return Flops(optimizer=own, model=None, share=None, how=tuple(how), examples={}, sent=sent)
     flops, batch = measured
     model = round(3 * flops * samples / batch / devices)
     how.append(f"model: forward counted on the meta device with a batch of {batch}, backward as two forwards")
-    return Flops(optimizer=own, model=model, share=own / (own + model), how=tuple(how), examples={})
+    return Flops(optimizer=own, model=model, share=own / (own + model), how=tuple(how), examples={}, sent=sent)
+
+
+def _where(divided: bool, decompositions: bool) -> str:
+    if divided:
+        return "divided among"
+    return "before the decompositions are divided among" if decompositions else "all of them on each of"
+
+
+def _sent(optimizer: Optimizer, placement: Placement, cuda: bool) -> int | None:
+    """Counted on gloo in tests/optim/matrix/test_sharded.py; how a user's plan cuts tensors is not known here."""
+    if placement.devices == 1 or placement.tensor_parallel > 1:
+        return None
+    if placement.kind == "ddp":
+        return max(one.sent for one in ddp_traffic(optimizer, placement.devices, cuda=cuda))
+    return max(one.sent for one in sharded_traffic(optimizer, (placement.devices,), cuda=cuda))
 
 
 def _by_tokens(
-    module: nn.Module, optimizer: Optimizer, own: int, matrix: bool, tokens: int | None, devices: int, how: list[str]
+    module: nn.Module, optimizer: Optimizer, own: int, tokens: int | None, devices: int, how: list[str]
 ) -> Flops:
     frozen = sum(p.numel() for p in module.parameters() if not p.requires_grad)
     trained = sum(p.numel() for group in optimizer.param_groups for p in group["params"])
@@ -113,8 +142,6 @@ def _by_tokens(
     )
 
     def share(tokens: int) -> float:
-        if matrix and not frozen:
-            return orthogonalization_share(optimizer, tokens // devices)
         return own / (own + tokens * each / devices)
 
     if tokens is None:

@@ -205,7 +205,7 @@ def make_plan(
         memory = estimate_memory(module, optimizer, placement, ema=resolved.ema, cuda=cuda)
         if hasattr(optimizer, "remove_hooks"):
             optimizer.remove_hooks()
-        flops = _flops(module, optimizer, resolved, placement, example)
+        flops = _flops(module, optimizer, resolved, placement, example, cuda)
     return Plan(
         recipe=spec.name,
         summary=spec.summary,
@@ -253,7 +253,7 @@ def _stand_in(module: nn.Module, resolved: ResolvedRecipe, groups: Any, notes: l
 
 
 def _flops(
-    module: nn.Module, optimizer: Optimizer, resolved: ResolvedRecipe, placement: Placement, example: Any
+    module: nn.Module, optimizer: Optimizer, resolved: ResolvedRecipe, placement: Placement, example: Any, cuda: bool
 ) -> Flops | None:
     if not isinstance(resolved.optimizer, str):
         return None
@@ -265,4 +265,5 @@ def _flops(
         samples=resolved.facts.global_batch,
         placement=placement,
         example=getattr(module, "example_input_array", None) if example is None else example,
+        cuda=cuda,
     )

@@ -217,6 +217,8 @@ def _flops(plan: Plan) -> Iterator[str]:
         flops = replace(flops, examples={})
     for tokens, share in flops.examples.items():
         yield f"  with {tokens:,} tokens a step it would be {percent(share)}"
+    if flops.sent is not None:
+        yield f"for its matrices a device sends up to {gigabytes(flops.sent)} to others in a step"
     yield from flops.how
 
 

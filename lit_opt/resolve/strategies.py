@@ -37,6 +37,7 @@ class Strategy:
 
 _GPU = "CUDA devices: Lightning runs DeepSpeed on nothing else"
 _TORCHAO = "torchao (extra lowbit), which sharded 8-bit states need"
+_TIME = "time: `make tables` was not run to its end"
 
 STRATEGIES = {
     "single": Strategy(title="one", name="SingleDeviceStrategy", typed="devices=1", missing=""),
@@ -46,16 +47,16 @@ STRATEGIES = {
     ),
     "fsdp1": Strategy(title="FSDP1", name="FSDPStrategy", typed="strategy='fsdp'", missing=""),
     "fsdp2": Strategy(
-        title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TORCHAO
+        title="FSDP2", name="ModelParallelStrategy", typed="ModelParallelStrategy, fully_shard", missing=_TIME
     ),
     "hsdp": Strategy(
         title="HSDP",
         name="ModelParallelStrategy",
         typed="ModelParallelStrategy, fully_shard on a 2D mesh",
-        missing=_TORCHAO,
+        missing=_TIME,
     ),
     "tp": Strategy(
-        title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TORCHAO
+        title="TP", name="ModelParallelStrategy", typed="ModelParallelStrategy, parallelize_module", missing=_TIME
     ),
     "zero1": Strategy(title="ZeRO1", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_1'", missing=_GPU),
     "zero2": Strategy(title="ZeRO2", name="DeepSpeedStrategy", typed="strategy='deepspeed_stage_2'", missing=_GPU),
@@ -86,7 +87,7 @@ def refusals(resolved: ResolvedRecipe, strategy: str, precision: str, *, optimiz
     Args:
         resolved: The recipe with its overrides.
         strategy: Key of `STRATEGIES`; "zero0" is DeepSpeed without ZeRO, "other" one that is not known.
-        precision: Lightning's word. Only "16-mixed" (a gradient scaler) makes a difference.
+        precision: Lightning's word. Only "16-mixed" (a gradient scaler) and "bf16-true" make a difference.
         optimizer: Whether the recipe's optimizer is used, not one of the module's own.
 
     Example:
@@ -108,7 +109,7 @@ and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with
         problems.append(
             "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
         )
-    averaging = averaging_problem(strategy) if resolved.ema is not None else ""
+    averaging = averaging_problem(strategy, precision) if resolved.ema is not None else ""
     if averaging:
         problems.append(f"EMA: {averaging}, or switch averaging off (Recipe(..., ema=False)).")
     return problems
@@ -126,6 +127,21 @@ def lightning_refuses(strategy: str, precision: str) -> str:
     if strategy == "xla" and precision.endswith("mixed"):
         return f"precision: Lightning knows no {precision!r} on XLA. Use 'bf16-true' or '32-true'."
     return ""
+
+
+def missing(resolved: ResolvedRecipe, strategy: str) -> str:
+    """What the machines that ran the tests lack, where a recipe that is not refused was not run.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> missing(preview(get_recipe("llm/adamw_8bit")), "fsdp2")
+        'torchao (extra lowbit), which sharded 8-bit states need'
+    """
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    if strategy in _MODEL_PARALLEL and row is not None and not row.exact:
+        return _TORCHAO
+    return STRATEGIES[strategy].missing
 
 
 def shard_problems(row: OptimizerRow, where: str) -> list[str]:
@@ -157,13 +173,21 @@ def shard_problems(row: OptimizerRow, where: str) -> list[str]:
     return []
 
 
-def averaging_problem(strategy: str) -> str:
-    """Why weights cannot be averaged by name under a strategy; "" where they can.
+def averaging_problem(strategy: str, precision: str = "32-true") -> str:
+    """Why weights cannot be averaged under a strategy and a precision; "" where they can.
 
     Example:
-        >>> averaging_problem("ddp")
-        ''
+        >>> averaging_problem("ddp"), averaging_problem("xla")
+        ('', '')
+        >>> averaging_problem("xla", "bf16-true")[-23:]
+        "Use precision='32-true'"
     """
+    if strategy == "xla" and precision == "bf16-true":
+        # Lightning sets XLA_USE_BF16 (lightning 2.6, torch_xla 2.9): tensors say float32 and hold bfloat16.
+        return (
+            "under bf16-true XLA keeps every float32 tensor in bfloat16, in which averages stand still. Use "
+            "precision='32-true'"
+        )
     if strategy not in (*_DEEPSPEED, "xla_fsdp"):
         return ""
     return (

@@ -29,6 +29,7 @@ from lit_opt.resolve.strategies import PRECISIONS, lightning_refuses
 from tests.callbacks.modules import SaveAt, trainer
 from tests.callbacks.processes import allow_fsdp1_on_the_cpu
 from tests.contract.tiny import BATCH, STEPS, Block, Share, Tiny
+from tests.processes import share_meshes
 
 KINDS = {1: ("single",), 2: ("ddp", "fsdp1", "fsdp2", "tp"), 4: ("hsdp",)}
 PROCESSES = {kind: n for n, kinds in KINDS.items() for kind in kinds}
@@ -133,6 +134,7 @@ def cell(kind: str, precision: str, name: str, folder: Path, resume: bool = True
 
 def main(folder: Path) -> None:
     quiet()
+    share_meshes()
     allow_fsdp1_on_the_cpu()
     number, _, some = folder.name.partition("-")
     for kind in KINDS[int(number)]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -107,7 +108,7 @@ class Tiny(LightningModule):
 
         mesh = self.device_mesh["data_parallel"]
         if self.layout == "hsdp":
-            mesh = torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
+            mesh = replicas_of_shards()
         for part in (*self.net.language_model.layers, self.net):
             fully_shard(part, mesh=mesh)
 
@@ -115,6 +116,12 @@ class Tiny(LightningModule):
         loss = F.cross_entropy(self.net(batch[0]).float(), batch[1])
         self.losses.append(float(loss.detach()))
         return loss
+
+
+@cache
+def replicas_of_shards() -> Any:
+    """One mesh for all runs of a process, as in tests.processes.share_meshes."""
+    return torch.distributed.init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
 
 
 def tensor_parallel(net: Everything, mesh: Any) -> None:

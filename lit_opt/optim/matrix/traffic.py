@@ -40,7 +40,7 @@ def ddp_traffic(optimizer: Optimizer, processes: int, *, cuda: bool) -> list[Tra
     """Under DDP with shared work: each process's results go to all, in a ring.
 
     Args:
-        optimizer: One of Muon, NorMuon, MarsM, Teon; its parameters may be on the meta device.
+        optimizer: One of Muon, NorMuon, MarsM, Teon, Scion, ARO; its parameters may be on the meta device.
         processes: Of the run.
         cuda: The run is on CUDA devices that multiply bfloat16.
 
