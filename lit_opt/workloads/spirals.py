@@ -17,7 +17,7 @@ from torch.nn import functional
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.optim import build, get_row, list_optimizers
 
-HERE = "smallest of 1e-4, 3e-4, ..., 1 that ends under a loss of 0.01 here in 300 steps, else the best"
+HERE = "table"  # the smallest of 1e-4, 3e-4, ..., 1 that ends under a loss of 0.01 in 300 steps, else the best
 # Learning rates for these spirals alone.
 START = {"sgd": 0.3, "nesterov": 0.3, "adamw": 0.01, "lion": 0.01, "muon": 0.03, "soap": 0.01}
 FALLBACK_LR = START["adamw"]  # of what a matrix optimizer leaves to AdamW
