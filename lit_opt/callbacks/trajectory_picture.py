@@ -183,7 +183,7 @@ def _figure(scene: Scene) -> tuple[Figure, Callable[[int], None], list[Any]]:
     curves = figure.add_subplot(grid[0, columns:])
     _draw_ground(figure, ground, scene)
     moving = [_way_artists(ground, curves, scene, index) for index in range(len(scene.ways))]
-    figure.legend(*curves.get_legend_handles_labels(), fontsize=10, frameon=False, loc="outside lower right", ncols=2)
+    figure.legend(*curves.get_legend_handles_labels(), fontsize=10, frameon=False, loc="outside lower right", ncols=4)
     boundaries, drawn = [], []
     for number, way in enumerate(bounded):
         drawn.append(figure.add_subplot(grid[1, columns + number]))

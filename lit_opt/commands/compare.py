@@ -91,11 +91,8 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         )
     config_args = (f"--config={_found(options['config'])}", *args)
     config = _parsed(config_args)
-    for section in ("model",):
-        if config.get(section) is None:
-            raise RecipeError(
-                [f"{section}: the config names none. Add a section `{section}:` with class_path and init_args."]
-            )
+    if config.get("model") is None:
+        raise RecipeError(["model: the config names none. Add a section `model:` with class_path and init_args."])
     metric, mode = _monitored(config)
     if options["metric"] is not None:
         metric, mode = options["metric"], (mode if options["metric"] == metric else None)

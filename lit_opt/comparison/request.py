@@ -43,7 +43,7 @@ class Request:
     """The arguments of `compare` that decide about numbers, as plain data.
 
     Example:
-        >>> [field.name for field in fields(Request)][:3]
+        >>> list(Request.__dataclass_fields__)[:3]
         ['module', 'data', 'arms']
     """
 

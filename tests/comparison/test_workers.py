@@ -77,16 +77,24 @@ def seconds_of_a_run(folder: Path) -> float:
     return sum(spans) / len(spans)
 
 
+def lines(folder: Path) -> int:
+    return (folder / "ledger.jsonl").read_bytes().count(b"\n")
+
+
 def killed_at_random(source: Path, folder: Path, kills: int, seed: int) -> int:
     """Kill a worker at random moments until it was killed that often or is done; then let one finish. The kills that hit."""
     moments, hits = random.Random(seed), 0
-    longest = 2 * seconds_of_a_run(source)
+    longest = seconds_of_a_run(source)
     opened(source, folder)
     for _ in range(kills):
         if complete(folder):
             break
         process = FORK.Process(target=worker, args=(folder,))
         process.start()
+        # By lines as well as by the clock: however busy the machine is, every stage gets its kills.
+        until = lines(folder) + moments.randint(0, 3)
+        while process.is_alive() and lines(folder) < until:
+            time.sleep(0.01)
         time.sleep(moments.uniform(0.0, longest))
         if process.is_alive():
             assert process.pid is not None
