@@ -98,7 +98,8 @@ def main() -> None:
     torch.set_num_threads(1)
     rows = []
     for name, (width, batch) in SIZES.items():
-        without, with_it = [], []
+        without: list[float] = []
+        with_it: list[float] = []
         for i in range(ROUNDS):
             for harness in (False, True) if i % 2 else (True, False):
                 (with_it if harness else without).append(seconds(width, batch, harness))

@@ -183,7 +183,10 @@ def _figure(scene: Scene) -> tuple[Figure, Callable[[int], None], list[Any]]:
     curves = figure.add_subplot(grid[0, columns:])
     _draw_ground(figure, ground, scene)
     moving = [_way_artists(ground, curves, scene, index) for index in range(len(scene.ways))]
-    figure.legend(*curves.get_legend_handles_labels(), fontsize=10, frameon=False, loc="outside lower right", ncols=4)
+    if len(scene.ways) > 1:
+        figure.legend(
+            *curves.get_legend_handles_labels(), fontsize=10, frameon=False, loc="outside lower right", ncols=4
+        )
     boundaries, drawn = [], []
     for number, way in enumerate(bounded):
         drawn.append(figure.add_subplot(grid[1, columns + number]))
@@ -209,16 +212,17 @@ def _figure(scene: Scene) -> tuple[Figure, Callable[[int], None], list[Any]]:
 
 def _draw_ground(figure: Figure, axes: Axes, scene: Scene) -> None:
     """The surface as a filled contour of the loss on a logarithmic scale."""
-    from matplotlib.ticker import LogLocator
-
     finite = scene.heights[scene.heights.isfinite() & (scene.heights > 0)]
     low = max(float(finite.min()), 1e-12)
     high = float(finite.quantile(0.98))
-    levels = torch.logspace(math.log10(low), math.log10(max(high, low * 10)), 21).tolist()
+    levels = torch.logspace(math.log10(low), math.log10(max(high, low * 1.5)), 21).tolist()
     heights = scene.heights.clamp(min=levels[0], max=levels[-1]).nan_to_num(nan=levels[-1])
     filled = axes.contourf(scene.xs, scene.ys, heights, levels=levels, norm="log", cmap="cividis", extend="max")
     axes.contour(scene.xs, scene.ys, heights, levels=levels[::2], colors="white", linewidths=0.35, alpha=0.5)
-    bar = figure.colorbar(filled, ax=axes, location="bottom", fraction=0.05, pad=0.02, aspect=40, ticks=LogLocator())
+    bar = figure.colorbar(
+        filled, ax=axes, location="bottom", fraction=0.05, pad=0.02, aspect=40, ticks=levels[::5], format="%.2g"
+    )
+    bar.minorticks_off()
     bar.set_label(
         f"loss on the plane, which holds {100 * scene.plane.explained:.0f} % of the variance of the paths", fontsize=9
     )
@@ -246,10 +250,12 @@ def _way_artists(ground: Axes, curves: Axes, scene: Scene, index: int) -> tuple[
     )
     (dot,) = curves.plot([], [], "o", color=colour, markersize=6, markeredgecolor="black", zorder=5)
     losses = torch.cat([one.losses[one.losses.isfinite()] for one in scene.ways]).clamp(min=1e-12)
-    curves.set(yscale="log", xlim=(0, last_step(scene)), ylim=(float(losses.min()) / 1.5, float(losses.max()) * 1.5))
+    low, high = float(losses.min()), float(losses.max())
+    margin = max(1.05, (high / low) ** 0.06)
+    curves.set(yscale="log", xlim=(0, last_step(scene)), ylim=(low / margin, high * margin))
     curves.set_xlabel("optimizer step", fontsize=9)
     curves.set_title("loss", fontsize=11)
-    curves.tick_params(labelsize=8)
+    curves.tick_params(which="both", labelsize=8)
     curves.spines[["top", "right"]].set_visible(False)
     return line, head, curve, dot
 

@@ -142,9 +142,10 @@ class Observer(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
-        if trainer.global_step == self.step:
+        step = trainer.global_step
+        if step == self.step:
             return  # accumulating
-        self.step = trainer.global_step
+        self.step = step
         evaluates = self.step in self.eval_steps
         allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
         if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:

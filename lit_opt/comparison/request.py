@@ -110,10 +110,10 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
     for name, words in (("mode", ("min", "max")), ("readout", ("raw", "averages"))):
         if given[name] not in (None, *words):
             problems.append(f"{name}: {given[name]!r} is unknown. Known: {', '.join(words)}.")
-    for name, low, high in (("decades", 0.1, 8.0), ("timeout", 1.0, 1e9)):
+    for name, lowest, highest in (("decades", 0.1, 8.0), ("timeout", 1.0, 1e9)):
         number = given[name]
-        if number is not None and not (isinstance(number, int | float) and low <= number <= high):
-            problems.append(f"{name}: {number!r} is not allowed; give a number from {low:g} to {high:g}.")
+        if number is not None and not (isinstance(number, int | float) and lowest <= number <= highest):
+            problems.append(f"{name}: {number!r} is not allowed; give a number from {lowest:g} to {highest:g}.")
     every, found = _every(given["budget_steps"], given["eval_every"])
     problems += found
     trainer = dict(given["trainer"] or {})

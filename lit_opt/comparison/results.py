@@ -139,7 +139,10 @@ def _arm(protocol: Protocol, runs: Sequence[Run], arm: Arm) -> Results:
         "stability": _stability(protocol, runs, arm),
         "facts": {
             name: next((run.facts[name] for run in confirmed if name in run.facts), None)
-            for name in ("parameters", "model_flops_per_step", "optimizer_flops_per_step", "optimizer", "precision")
+            for name in (
+                *("parameters", "model_flops_per_step", "optimizer_flops_per_step", "optimizer", "precision"),
+                "groups",
+            )
         },
         "source": [f"{arm.name}/confirmation"],
     }

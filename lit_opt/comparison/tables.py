@@ -206,8 +206,21 @@ def _protocol(results: Results) -> str:
     ]
     return (
         _raw_table(arms)
+        + _routing(results)
         + f"<details><summary>All that was decided before the first run</summary>{_raw_table(rest)}</details>"
     )
+
+
+def _routing(results: Results) -> str:
+    """Which parameters each arm gave to which algorithm: what a matrix method leaves to AdamW can decide a result."""
+    rows = [
+        {"arm": name}
+        | {key: _short(group.get(key)) for key in ("name", "algorithm", "lr", "weight_decay", "tensors", "numbers")}
+        for name, arm in results["arms"].items()
+        for group in arm["facts"]["groups"] or ()
+        if isinstance(group, Mapping)
+    ]
+    return f"<details><summary>Which parameters went where</summary>{table(rows)}</details>" if rows else ""
 
 
 def _short(value: object) -> str:

@@ -19,7 +19,17 @@ from lit_opt.optim import build, get_row, list_optimizers
 
 HERE = "table"  # the smallest of 1e-4, 3e-4, ..., 1 that ends under a loss of 0.01 in 300 steps, else the best
 # Learning rates for these spirals alone.
-START = {"sgd": 0.3, "nesterov": 0.3, "adamw": 0.01, "lion": 0.01, "muon": 0.03, "soap": 0.01}
+START = {
+    "sgd": 0.3,
+    "nesterov": 0.3,
+    "adamw": 0.01,
+    "lion": 0.01,
+    "muon": 0.03,
+    "soap": 0.01,
+    "rmsprop": 0.01,
+    "shampoo": 0.1,
+    "splus": 0.3,
+}
 FALLBACK_LR = START["adamw"]  # of what a matrix optimizer leaves to AdamW
 
 

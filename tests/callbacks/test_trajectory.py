@@ -1,6 +1,7 @@
 """The plane, the surface on it, and the callback that draws them: exact where they say so, and nothing is left changed."""
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -106,7 +107,7 @@ class Trains(Net):
 
     def training_step(self, batch, batch_idx):
         x, y = batch
-        loss = super().training_step((self.moving(x), y), batch_idx)
+        loss = super().training_step([self.moving(x), y], batch_idx)
         self.log("loss_seen", loss)
         return loss
 
@@ -135,9 +136,10 @@ def test_it_draws(tmp_path):
     with Image.open(tmp_path / "new" / "trajectory.png") as picture:
         assert picture.size[0] > 800 and len(picture.convert("RGB").getcolors(2**24) or []) > 50
     with Image.open(tmp_path / "new" / "trajectory.gif") as picture:
-        assert picture.n_frames > 10
+        frames = getattr(picture, "n_frames", 1)
+        assert frames > 10
         first = picture.convert("RGB").tobytes()
-        picture.seek(picture.n_frames - 1)
+        picture.seek(frames - 1)
         assert picture.convert("RGB").tobytes() != first
 
 
@@ -244,7 +246,7 @@ def test_a_training_step_without_loss_is_refused(tmp_path):
             return torch.optim.SGD(self.parameters(), lr=0.1)
 
         def training_step(self, batch, batch_idx):
-            optimizer = self.optimizers()
+            optimizer: Any = self.optimizers()
             if torch.is_grad_enabled():
                 self.layer(batch[0]).square().mean().backward()
                 optimizer.step()

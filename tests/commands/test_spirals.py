@@ -13,7 +13,7 @@ def test_it_writes_both_pictures(tmp_path, capsys):
     said = capsys.readouterr().out
     assert sorted(path.name for path in out.iterdir()) == ["spirals.gif", "spirals.png"]
     with Image.open(out / "spirals.gif") as picture:
-        assert picture.n_frames == 3
+        assert getattr(picture, "n_frames", 1) == 3
     [adamw] = [line for line in said.splitlines() if line.startswith("adamw")]
     [sgd] = [line for line in said.splitlines() if line.startswith("sgd")]
     assert "table" in adamw and "0.1" in sgd and "typed" in sgd

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -93,7 +93,7 @@ def test_the_report_is_there_and_every_number_has_its_lines(finished):
 
 def test_times_are_there_with_one_worker(finished):
     for run in progress_of(Ledger(finished).read()).runs.values():
-        assert run.facts["timing"]["alone"] and run.readings["raw"][-1].seconds > 0
+        assert cast(Any, run.facts["timing"])["alone"] and run.readings["raw"][-1].seconds > 0
 
 
 # ---- resuming and refusing
@@ -172,7 +172,7 @@ class Flaky(Net):
     crashes = 1
 
     def training_step(self, batch, batch_idx):
-        recipe = next(c for c in self.trainer.callbacks if isinstance(c, Recipe))
+        recipe = next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, Recipe))
         if self.global_step == 6 and recipe.spec.name == "llm/muon":
             seen = int(self.counter.read_text()) if self.counter.exists() else 0
             if seen < self.crashes:
@@ -299,7 +299,7 @@ class Partial(Net):
     """Freezes a layer for one arm."""
 
     def configure_model(self):
-        recipe = next(c for c in self.trainer.callbacks if isinstance(c, Recipe))
+        recipe = next(c for c in cast(Any, self.trainer).callbacks if isinstance(c, Recipe))
         self.layers[0].requires_grad_(recipe.spec.name == "llm")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 
 from lit_opt.comparison import results
 from lit_opt.comparison.codec import digest
@@ -67,7 +67,7 @@ class HiddenDropout(Net):
 class OtherData(Data):
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        self.train = torch.utils.data.Subset(self.train, range(self.n)[::-1])
+        self.train = TensorDataset(*(t.flip(0) for t in self.train.tensors))
 
 
 class InOrder(Data):

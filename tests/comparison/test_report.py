@@ -46,6 +46,10 @@ def written(tmp_path_factory):
     plan = dataclasses.replace(plan, metric="val <loss>")
     runs = [r for r in runs if not (r.arm == "shampoo" and (r.stage == "tune" or r.seed == 103))]
     runs += [*search("shampoo", failed=(2, 5)), made_run("shampoo", seed=103, state="diverged", until=60)]
+    routed = [
+        {"name": "matrices", "algorithm": "muon", "lr": 0.02, "weight_decay": 0.0, "tensors": 12, "numbers": 98765}
+    ]
+    runs = [dataclasses.replace(r, facts=r.facts | {"groups": routed}) if r.arm == "muon" else r for r in runs]
     results = R.compute(plan, runs, target=2.08)
     out = tmp_path_factory.mktemp("report")
     report.write(out, plan, runs, results)
@@ -96,6 +100,7 @@ def test_the_page_says_each_verdict_and_key(written):
     for one in results["comparisons"].values():
         assert one["said"] in text
     assert all(run.key in text for run in runs)
+    assert "98765" in text  # the routing table
     assert "frozen before the other arms were confirmed" in text
     assert "these ratios do not" in text  # the horizon
 

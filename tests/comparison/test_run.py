@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -114,7 +114,7 @@ def test_random_numbers_of_an_optimizer_do_not_reach_the_dropout():
 def test_noise_of_a_dataset_does_not_reach_the_model_nor_the_other_way():
     class Noisy(Data):
         def train_dataloader(self):
-            samples = [(x + 0.1 * torch.randn(8), y) for x, y in self.train]
+            samples = [(x + 0.1 * torch.randn(8), y) for x, y in zip(*self.train.tensors, strict=True)]
 
             class Jittered(torch.utils.data.Dataset):
                 def __len__(self):
@@ -237,12 +237,12 @@ def test_what_every_run_would_refuse_is_said_at_once():
 
 
 def test_what_a_matrix_optimizer_leaves_to_adamw_keeps_its_ratio():
-    settings = {"fallback": {"llm/muon": {"lr": 1e-3}}}
+    settings: dict[str, object] = {"fallback": {"llm/muon": {"lr": 1e-3}}}
     arm = Arm("llm/muon", "llm/muon", {}, {"lr": 0.02, "weight_decay": 0.01}, {})
     protocol = Protocol((arm,), arm.name, "val_loss", "min", STEPS, (0, STEPS), 1, 1, settings=settings)
     task = Task(Net, Data, {arm.name: (arm.recipe, {})}, CPU)
     one = execute(Job("k", "tune", 0, arm.name, 1, 1, {"lr": 0.04, "weight_decay": 0.02}), arm, task, protocol)
-    groups = {group["algorithm"]: group["lr"] for group in one.facts["groups"]}
+    groups = {group["algorithm"]: group["lr"] for group in cast(Any, one.facts["groups"])}
     assert groups == pytest.approx({"muon": 0.04, "adamw": 0.002})
 
 

@@ -8,6 +8,7 @@ import random
 import signal
 import time
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
@@ -63,7 +64,7 @@ def test_times_are_left_out_where_others_worked_at_the_same_time(finished, tmp_p
     for process in processes:
         process.join()
     runs = progress_of(Ledger(folder).read()).runs.values()
-    disturbed = [run for run in runs if not run.facts["timing"]["alone"]]
+    disturbed = [run for run in runs if not cast(Any, run.facts["timing"])["alone"]]
     assert disturbed
     for run in disturbed:
         assert run.facts["ms_per_step"] is None
