@@ -61,8 +61,9 @@ class Scene:
         labels: (n,) of 0 and 1.
 
     Example:
-        >>> window(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), 5)[0].tolist()
-        [-0.3..., 0.3..., 1.0, 1.6..., 2.3...]
+        >>> way = Way("adamw", torch.arange(2), torch.zeros(2, 2), torch.ones(2))
+        >>> Scene(Plane(torch.zeros(2), torch.eye(2), 1.0), torch.zeros(1), torch.zeros(1), torch.zeros(1, 1), [way], "x").title
+        'x'
     """
 
     plane: Plane
@@ -84,7 +85,7 @@ def window(places: Tensor, size: int) -> tuple[Tensor, Tensor]:
 
     Example:
         >>> xs, ys = window(torch.tensor([[0.0, 0.0], [2.0, 1.0]]), 5)
-        >>> float(xs[-1] - xs[0]) == float(ys[-1] - ys[0])
+        >>> abs(float(xs[-1] - xs[0]) - float(ys[-1] - ys[0])) < 1e-5
         True
     """
     low, high = places.min(0).values, places.max(0).values
