@@ -200,7 +200,7 @@ def _facts(row: OptimizerRow) -> list[str]:
 
 def _recipes_with(row: OptimizerRow) -> list[str]:
     specs = [get_recipe(name) for name in list_recipes() if get_recipe(name).optimizer.number == row.name]
-    lines = [f"- [{s.name}](../recipes/{_file(s.name)}): {s.summary}. Another one: {s.deviate}." for s in specs]
+    lines = [f"- [{s.name}](../recipes/{_file(s.name)}): {s.summary}. Instead: {s.deviate}." for s in specs]
     if not lines:
         lines = ["No recipe starts from it."]
     values = [setting for setting in row.settings if setting not in {spec.setting for spec in specs}]
