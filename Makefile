@@ -5,8 +5,9 @@ PY := $(VENV)/bin/python
 OLDEST := .venv-oldest
 XLA := .venv-xla
 DEEPSPEED := .venv-deepspeed
+DOCS := .venv-docs
 
-.PHONY: help quickstart check test test-slow test-oldest test-xla test-deepspeed tables configs benchmarks clean
+.PHONY: help quickstart check test test-slow test-oldest test-xla test-deepspeed tables configs cards docs docs-check dist benchmarks clean
 
 help:
 	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
@@ -18,6 +19,10 @@ help:
 	@echo "make test-deepspeed  recipes under DeepSpeed's ZeRO on one CPU process, in an environment of its own"
 	@echo "make tables       write the tables of docs/ from what the tests see"
 	@echo "make configs      write lit_opt/configs anew from the recipes"
+	@echo "make cards        write docs/cards anew from the registry, the recipes and what was measured"
+	@echo "make docs         the documentation site in site/, in an environment of its own"
+	@echo "make docs-check   walk the site in Chromium: links, pictures, width, requests"
+	@echo "make dist         wheel and sdist in dist/"
 	@echo "make benchmarks   figures in benchmarks/results; each script there says its own command"
 
 $(VENV)/.workloads: pyproject.toml constraints.txt
@@ -79,6 +84,25 @@ tables: $(VENV)/.dev
 configs: $(VENV)/.workloads
 	$(PY) -m lit_opt.commands.generate_configs
 
+cards: $(VENV)/.workloads
+	$(PY) -m lit_opt.commands.generate_cards
+
+# mkdocstrings reads the source without importing it: neither torch nor lightning is needed here.
+$(DOCS)/.installed: pyproject.toml
+	$(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -m pip install --quiet "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	@touch $@
+
+docs: $(DOCS)/.installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-check: docs
+	$(DOCS)/bin/python -m pip install --quiet selenium
+	$(DOCS)/bin/python docs/check_site.py site
+
+dist: $(VENV)/.dev
+	$(PY) -m build
+
 benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.recipe_vs_default
 	$(PY) -m benchmarks.matrix_language_model
@@ -86,4 +110,4 @@ benchmarks: $(VENV)/.workloads
 	$(PY) -m benchmarks.plan_time
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(XLA) $(DEEPSPEED) build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) $(XLA) $(DEEPSPEED) $(DOCS) site build dist *.egg-info

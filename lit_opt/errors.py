@@ -33,6 +33,10 @@ class RecipeError(ValueError):
 def nearest(name: object, known: Iterable[str]) -> str:
     """A sentence part that names the closest known name, or "".
 
+    Args:
+        name: What was typed.
+        known: What would have been right.
+
     Example:
         >>> nearest("adamv", ["adamw", "sgd"])
         " Did you mean 'adamw'?"

@@ -33,6 +33,11 @@ _SCRATCH = 16 * 2**20
 def decay_at(n: int, decay: float, warmup: bool = True) -> float:
     """The factor d of the n-th update; the first update has n = 1.
 
+    Args:
+        n: Updates so far, this one included.
+        decay: The final factor.
+        warmup: Take (1 + n) / (10 + n) while that is smaller.
+
     Example:
         >>> [round(decay_at(n, 0.999), 3) for n in (1, 10, 100, 100_000)]
         [0.182, 0.55, 0.918, 0.999]
@@ -165,7 +170,11 @@ class Averages:
                     yield f"{prefix}.{name}" if prefix else name, buffer, True
 
     def update(self, decay: float) -> None:
-        """Shadow <- decay shadow + (1 - decay) weights. No tensor memory is allocated."""
+        """Shadow <- decay shadow + (1 - decay) weights. No tensor memory is allocated.
+
+        Args:
+            decay: Of this update, from 0 to 1; see `decay_at`.
+        """
         weight = 1.0 - decay
         with torch.inference_mode(False), torch.no_grad():
             for shadows, parameters in self._direct:
@@ -203,11 +212,21 @@ class Averages:
         self.swapped = False
 
     def part(self, name: str, raw: bool = False) -> Tensor:
-        """The average (or the raw weights, while swapped) of one parameter, sharded as the parameter is."""
+        """The average of one parameter, sharded as the parameter is.
+
+        Args:
+            name: As in `entries`.
+            raw: The raw weights instead, while the averages are swapped in.
+        """
         return like(self._held(name, raw), self.entries[name].parameter)
 
     def whole(self, name: str, raw: bool = False) -> Tensor:
-        """As `part`, whole. For a sharded parameter a collective that every process must call."""
+        """The same as `part`, whole. For a sharded parameter a collective that every process must call.
+
+        Args:
+            name: As in `entries`.
+            raw: As for `part`.
+        """
         with torch.inference_mode(False), torch.no_grad():
             flat = self.entries[name].flat
             return gathered(self.part(name, raw)) if flat is None else flat.whole(self._held(name, raw))

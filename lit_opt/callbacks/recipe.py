@@ -173,6 +173,9 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
     def attach(self, module: Any) -> Any:
         """Add the recipe to a LightningModule through its `configure_callbacks`; returns the module.
 
+        Args:
+            module: A LightningModule, before it is given to a Trainer.
+
         Example:
             >>> from lightning.pytorch.demos.boring_classes import BoringModel
             >>> module = Recipe("cnn", batch_size=1).attach(BoringModel())
@@ -184,6 +187,9 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
 
     def configure_optimizers(self, module: Any) -> dict[str, Any]:
         """For use inside one's own `configure_optimizers`: returns Lightning's dictionary.
+
+        Args:
+            module: The LightningModule, while a Trainer is attached.
 
         Raises:
             RecipeError: Clipping or averaging would be lost, since the recipe is not also a callback.

@@ -190,7 +190,7 @@ def _reasons(cells: list[Cell]) -> list[tuple[str, str]]:
     groups: dict[str, list[Cell]] = {}
     for cell in cells:
         for reason in cell.why if cell.status == "refused" else ():
-            groups.setdefault(re.sub(r" \((FSDP1|ZeRO stage \d)\)", "", reason), []).append(cell)
+            groups.setdefault(without_place(reason), []).append(cell)
     found = []
     for reason, group in groups.items():
         names = list(dict.fromkeys(cell.recipe for cell in group))
@@ -199,6 +199,19 @@ def _reasons(cells: list[Cell]) -> list[tuple[str, str]]:
         where = f"{'all recipes' if everyone else ', '.join(names)} under {_titles(group)}"
         found.append((where + (f" in {', '.join(precisions)}" if len(precisions) < len(PRECISIONS) else ""), reason))
     return found
+
+
+def without_place(reason: str) -> str:
+    """A reason without the strategy's name in brackets, so that those of several strategies are one.
+
+    Args:
+        reason: Of a refusal.
+
+    Example:
+        >>> without_place("it makes them flat shards (FSDP1), in which rows are lost")
+        'it makes them flat shards, in which rows are lost'
+    """
+    return re.sub(r" \((FSDP1|ZeRO stage \d)\)", "", reason)
 
 
 def _titles(cells: list[Cell]) -> str:

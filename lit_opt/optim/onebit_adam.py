@@ -265,7 +265,8 @@ class OneBitAdam(Optimizer):
     def consolidate_state_dict(self, to: int = 0) -> None:
         """Bring the errors of all processes together, for `state_dict`; every process has to call it.
 
-        Every process gets them; `to` is there because Lightning and ZeroRedundancyOptimizer have it.
+        Args:
+            to: Not used, since every process gets them; Lightning and ZeroRedundancyOptimizer have it.
         """
         _, world = self._world()
         owners = self._owners(world)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lit_opt.param_groups.groups import GroupSummary, ParamGroups, group_parameters
-from lit_opt.param_groups.placement import ParamRow
+from lit_opt.param_groups.groups import ParamGroups, group_parameters
+from lit_opt.param_groups.placement import GroupSummary, ParamRow
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
 
 __all__ = [

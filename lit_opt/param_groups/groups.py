@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lit_opt.errors import RecipeError, nearest
@@ -23,6 +22,7 @@ from lit_opt.optim.registry import row_of
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.parts import match_parts
 from lit_opt.param_groups.placement import (
+    GroupSummary,
     ParamRow,
     Placed,
     match_rules,
@@ -44,18 +44,6 @@ if TYPE_CHECKING:
     from lit_opt.resolve.resolved import ResolvedRecipe
 
 __all__ = ["ParamGroups", "ParamRow", "ParamSnapshot", "clean_name", "group_parameters", "snapshot_parameters"]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class GroupSummary:
-    """One group: what its members get, and how many tensors and numbers it holds."""
-
-    name: str
-    algorithm: str
-    lr: float
-    weight_decay: float
-    tensors: int
-    parameters: int
 
 
 def group_parameters(
@@ -154,7 +142,19 @@ def group_parameters(
 class ParamGroups:
     """The groups of one module under one recipe. Plain data: picklable, without tensors.
 
-    Made by `group_parameters`. `notes` holds sentences for the log: parts that were not found, what is frozen.
+    Made by `group_parameters`.
+
+    Args:
+        snapshot: The parameters.
+        placed: The group of each, with its reason.
+        notes: Sentences for the log: parts that were not found, what is frozen.
+        options: (algorithm, decayed) -> options of such groups that the optimizer's row asks for.
+
+    Example:
+        >>> from torch import nn
+        >>> groups = group_parameters(nn.Sequential(nn.Linear(2, 3)), "llm")
+        >>> [(row.name, row.group) for row in groups.rows()]
+        [('0.weight', 'decay'), ('0.bias', 'no_decay')]
     """
 
     def __init__(
@@ -200,7 +200,11 @@ class ParamGroups:
         return result
 
     def table(self, *, rows: bool = False) -> Table:
-        """A rich table of the groups, or of all parameters with their reasons (`rows=True`)."""
+        """A rich table of the groups.
+
+        Args:
+            rows: Of all parameters instead, with their reasons.
+        """
         from rich.table import Table
 
         if rows:

@@ -18,6 +18,27 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class GroupSummary:
+    """One group: what its members get, and how many tensors and numbers it holds.
+
+    Args:
+        name: Such as "decay" or "no_decay".
+        algorithm: Registry name of the optimizer that steps on it.
+        lr: Peak learning rate.
+        weight_decay: In the unit of the algorithm.
+        tensors: Number of parameters.
+        parameters: Number of numbers in them.
+    """
+
+    name: str
+    algorithm: str
+    lr: float
+    weight_decay: float
+    tensors: int
+    parameters: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class ParamRow:
     """One parameter: its group, what it gets there, and why.
 

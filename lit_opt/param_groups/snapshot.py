@@ -55,7 +55,11 @@ class ParamInfo:
 
 @dataclass(frozen=True, slots=True)
 class ParamSnapshot:
-    """All parameters of a module, frozen ones included, in the module's own order."""
+    """All parameters of a module, frozen ones included, in the module's own order.
+
+    Args:
+        parameters: One record each.
+    """
 
     parameters: tuple[ParamInfo, ...]
 
@@ -77,6 +81,9 @@ class ParamSnapshot:
 def clean_name(name: str) -> str:
     """The name without the parts that FSDP1, torch.compile and activation checkpointing put in.
 
+    Args:
+        name: A parameter's dotted name.
+
     Example:
         >>> clean_name("model._fsdp_wrapped_module.layers.0._orig_mod.weight")
         'model.layers.0.weight'
@@ -90,6 +97,9 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
     Args:
         module: The module before it is sharded. FSDP1's with use_orig_params=True are read through the shapes that
             FSDP recorded; meta-device and FSDP2 modules know their full shapes.
+
+    Returns:
+        Plain data without tensors.
 
     Raises:
         RecipeError: Lazy parameters that have no shape yet; FSDP1 with use_orig_params=False.

@@ -138,6 +138,10 @@ class DecaySpec:
 class ClipSpec:
     """Gradient clipping: the global norm ("norm") or each entry ("value") is limited to `limit`.
 
+    Args:
+        limit: Largest norm, or largest absolute entry.
+        kind: "norm" or "value".
+
     Example:
         >>> ClipSpec(limit=0.5, kind="value")
         ClipSpec(limit=0.5, kind='value')

@@ -34,6 +34,9 @@ def resolve(
         overrides: The arguments of `Recipe` that are not None.
         facts: What is known of the run.
 
+    Returns:
+        Floats, each with its provenance.
+
     Raises:
         RecipeError: All overrides and facts that are wrong, at once; where none is, all facts that are missing.
 
@@ -50,6 +53,11 @@ def preview(
     spec: RecipeSpec, overrides: Mapping[str, Any] | None = None, facts: RunFacts | None = None
 ) -> ResolvedRecipe:
     """The same with unknown facts left open: rates at their reference batch, no schedule without a horizon.
+
+    Args:
+        spec: From `lit_opt.recipes.get_recipe`.
+        overrides: The arguments of `Recipe` that are not None.
+        facts: What is known of the run.
 
     Example:
         >>> from lit_opt.recipes import get_recipe

@@ -124,7 +124,7 @@ class ResolvedRecipe:
         return f"{self.optimizer.__module__}.{self.optimizer.__qualname__}"
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain numbers, strings, lists and dictionaries: for checkpoints, loggers and JSON."""
+        """All values as plain numbers, strings, lists and dictionaries: for checkpoints, loggers and JSON."""
         plain = {
             "name": self.name,
             "setting": self.setting,

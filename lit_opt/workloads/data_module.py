@@ -29,6 +29,9 @@ class ResumableDataModule(LightningDataModule):
         seed: Decides the order of the samples and their augmentation.
         num_workers: Worker processes of each loader.
 
+    Raises:
+        RecipeError: An argument is out of range.
+
     Example:
         >>> class Numbers(ResumableDataModule):
         ...     def datasets(self):

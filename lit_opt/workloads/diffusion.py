@@ -113,7 +113,14 @@ class DiffusionModel(LightningModule):
         return self.model(noisy.to(self.dtype), times * NOISE_LEVELS, **conditions).sample.float()
 
     def loss(self, images: Tensor, labels: Tensor, noise: Tensor, times: Tensor) -> Tensor:
-        """Squared error (batch,) of the prediction, mean over pixels, for images scaled to -1..1."""
+        """The squared error (batch,) of the prediction, mean over pixels.
+
+        Args:
+            images: (batch, 1, size, size), scaled to -1..1.
+            labels: (batch,), integers.
+            noise: As the images.
+            times: (batch,), from 0 to 1.
+        """
         if self.objective == "ddpm":
             levels = (times * NOISE_LEVELS).long()
             noisy, target = self.scheduler.add_noise(images, noise, levels), noise

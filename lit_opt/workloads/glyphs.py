@@ -126,7 +126,12 @@ class Glyphs(ResumableDataModule):
         return self._train, self._val
 
     def caption(self, index: int, *, validation: bool = False) -> str:
-        """The caption of a training sample, or of a validation sample."""
+        """The caption of a sample.
+
+        Args:
+            index: From 0.
+            validation: Of the validation samples, not of the training samples.
+        """
         return (self._val if validation else self._train).caption(index)
 
 

@@ -101,7 +101,11 @@ class LanguageModel(LightningModule):
         return logits
 
     def loss(self, windows: Tensor) -> Tensor:
-        """Mean cross-entropy in nats per byte over windows (batch, length + 1)."""
+        """The mean cross-entropy in nats per byte.
+
+        Args:
+            windows: Bytes as integers, (batch, length + 1).
+        """
         logits = self(windows[:, :-1])
         return F.cross_entropy(logits.flatten(0, 1).float(), windows[:, 1:].flatten())
 

@@ -92,7 +92,11 @@ class ResumableLoader:
         return self.samples // self.global_batch_size
 
     def draws(self, position: int) -> list[tuple[int, int]]:
-        """What this process draws at a position: pairs of (index of the sample, seed of the draw)."""
+        """What this process draws at a position: pairs of (index of the sample, seed of the draw).
+
+        Args:
+            position: Batches before it, over all epochs.
+        """
         epoch, batch = divmod(position, len(self))
         return self._draws(_permutation(self.samples, self.seed, epoch), batch, position)
 

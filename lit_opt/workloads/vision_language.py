@@ -118,7 +118,12 @@ class VisionLanguageModel(LightningModule):
         return seen
 
     def loss(self, images: Tensor, captions: Tensor) -> Tensor:
-        """Mean cross-entropy in nats over the bytes of the captions, END included and PAD left out."""
+        """The mean cross-entropy in nats over the bytes of the captions, END included and PAD left out.
+
+        Args:
+            images: (batch, channels, size, size).
+            captions: Bytes as integers, (batch, length).
+        """
         captions = captions[:, : int((captions != PAD).sum(dim=1).max())]  # no work for what nobody wrote
         logits = self(images, captions)
         return F.cross_entropy(logits.flatten(0, 1).float(), captions.flatten(), ignore_index=PAD)

@@ -64,6 +64,10 @@ class NaturalGradient(WatchingOptimizer):
     def attach(self, module: nn.Module, process_group: Any = None) -> None:
         """Put hooks on the layers of a module, in place of those that were there.
 
+        Args:
+            module: Whose parameters the optimizer holds.
+            process_group: Over which statistics are averaged; None for all processes.
+
         Raises:
             RecipeError: As the class.
         """

@@ -1,0 +1,94 @@
+"""Every block of the documentation runs.
+
+```python blocks of a page run in order, in one namespace and an empty folder; a ```text block after one is what it printed
+(`...` stands for anything). ```console blocks run through the command's own entry point. A block that cannot run here has
+`<!-- not run: reason -->` in the line before it. The README's blocks have `model` and `data` of their reader.
+"""
+
+import doctest
+import io
+import re
+import shlex
+from functools import partial
+
+import pytest
+import torch
+from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
+
+from lit_opt.cli import main
+from tests.tables import DOCS
+
+ROOT = DOCS.parent
+# Generated (tests/explain/test_cards.py), and the page of a command that tests of its own run.
+ELSEWHERE = ("cards/", "compare.md")
+PAGES = [p for p in sorted(DOCS.rglob("*.md")) if not p.relative_to(DOCS).as_posix().startswith(ELSEWHERE)]
+BLOCK = re.compile(
+    r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>python|console|text|bash)\n(?P<code>.*?)^```$", re.M | re.S
+)
+torch.set_num_threads(1)
+
+
+def blocks(page):
+    return [(m["kind"], m["code"], m["why"]) for m in BLOCK.finditer(page.read_text())]
+
+
+def run_page(page, namespace):
+    printed = None
+    for kind, code, why in blocks(page):
+        if kind == "text":
+            same = doctest.OutputChecker().check_output(
+                code, printed or "", doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+            )
+            assert same, f"{page.name} says\n{code}\nand it is\n{printed}"
+        elif why is None and kind == "python":
+            out = io.StringIO()
+            # The page's own print: Lightning's progress bar writes to stdout as well.
+            namespace["print"] = partial(print, file=out)
+            exec(compile(code, str(page), "exec"), namespace)
+            printed = out.getvalue()
+        elif why is None and kind == "console":
+            for command in map(str.strip, code.splitlines()):
+                words = shlex.split(command, comments=True)
+                if words:
+                    assert words[0] == "lit-opt", (
+                        f"{page.name}: {command!r} is no command of ours: mark it `not run`, with the reason"
+                    )
+                    assert main(words[1:]) == 0, command
+
+
+@pytest.fixture(autouse=True)
+def _quiet_and_elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    seed_everything(0)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+def test_pages_are_found():
+    assert len(PAGES) >= 25
+    assert sum(kind == "python" for page in PAGES for kind, _, _ in blocks(page)) >= 40
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if blocks(p)], ids=lambda p: p.relative_to(DOCS).as_posix())
+def test_page(page, capsys):
+    run_page(page, {"__name__": "__main__"})
+
+
+def test_readme(capsys, monkeypatch):
+    """Its run of 10,000 steps is cut to two."""
+    from lit_opt import Recipe
+
+    fit = Trainer.fit
+    monkeypatch.setattr(
+        Trainer,
+        "fit",
+        lambda self, *args, **more: (setattr(self.fit_loop.epoch_loop, "max_steps", 2), fit(self, *args, **more)),
+    )
+    model = BoringModel()
+    run_page(ROOT / "README.md", {"model": model, "data": BoringDataModule(), "module": model, "recipe": Recipe("llm")})
+
+
+def test_few_blocks_are_not_run():
+    left = [(page.relative_to(DOCS).as_posix(), why) for page in PAGES for _, _, why in blocks(page) if why]
+    assert len(left) <= 4, left
