@@ -49,10 +49,11 @@ def definition(module, name):
 def arguments(node):
     """Names of the arguments of a function, or of a class: those of its __init__, or its fields."""
     if isinstance(node, ast.ClassDef):
-        [init] = [n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"] or [None]
+        init = next((n for n in node.body if isinstance(n, ast.FunctionDef) and n.name == "__init__"), None)
         if init is None:
-            fields = [n for n in node.body if isinstance(n, ast.AnnAssign) and isinstance(n.target, ast.Name)]
-            return [n.target.id for n in fields if n.target.id[0] != "_"] if is_data(node) else []
+            fields = [n.target for n in node.body if isinstance(n, ast.AnnAssign)]
+            names = [target.id for target in fields if isinstance(target, ast.Name)]
+            return [name for name in names if name[0] != "_"] if is_data(node) else []
         node = init
     a = node.args
     every = [*a.posonlyargs, *a.args, *([a.vararg] if a.vararg else []), *a.kwonlyargs, *([a.kwarg] if a.kwarg else [])]

@@ -10,6 +10,7 @@ import io
 import re
 import shlex
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -80,11 +81,12 @@ def test_readme(capsys, monkeypatch):
     from lit_opt import Recipe
 
     fit = Trainer.fit
-    monkeypatch.setattr(
-        Trainer,
-        "fit",
-        lambda self, *args, **more: (setattr(self.fit_loop.epoch_loop, "max_steps", 2), fit(self, *args, **more)),
-    )
+
+    def two_steps(self: Trainer, *args: Any, **more: Any) -> None:
+        self.fit_loop.epoch_loop.max_steps = 2
+        fit(self, *args, **more)
+
+    monkeypatch.setattr(Trainer, "fit", two_steps)
     model = BoringModel()
     run_page(ROOT / "README.md", {"model": model, "data": BoringDataModule(), "module": model, "recipe": Recipe("llm")})
 
