@@ -8,7 +8,7 @@ from torch.optim import Optimizer
 
 from lit_opt.callbacks.facts import strategy_kind
 from lit_opt.errors import nearest
-from lit_opt.resolve.strategies import averaging_problem
+from lit_opt.resolve.strategies import WITHOUT_AVERAGES, averaging_problem
 
 _CHECKPOINT_WORDS = ("raw", "ema")
 _KINDS = ("ema", "swa")
@@ -62,7 +62,7 @@ def trainer_problems(ema: Callback, trainer: pl.Trainer) -> list[str]:
         )
     flat = strategy_problem(trainer)
     if flat:
-        problems.append(f"EMA: {flat}, or switch averaging off (Recipe(..., ema=False)).")
+        problems.append(f"EMA: {flat}, {WITHOUT_AVERAGES}.")
     return problems
 
 

@@ -100,8 +100,8 @@ def refusals(resolved: ResolvedRecipe, strategy: str, precision: str, *, optimiz
 and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with AdamW.
     """
     problems = []
-    if optimizer and isinstance(resolved.optimizer, str):
-        row = row_of(resolved.optimizer, resolved.hyperparameters)
+    row = row_of(resolved.optimizer, resolved.hyperparameters) if isinstance(resolved.optimizer, str) else None
+    if optimizer and row is not None:
         problems += shard_problems(row, FLAT.get(strategy, ""))
         problems += _demands(row, strategy, scaled=precision == "16-mixed")
         problems += _low_bit(row, strategy)
@@ -109,9 +109,10 @@ and columns are lost. Use ModelParallelStrategy (FSDP2) or DDP, or a recipe with
         problems.append(
             "clip: DeepSpeed clips by the global norm only, and kind='value' was given. Give Recipe(..., clip=1.0)."
         )
-    averaging = averaging_problem(strategy, precision) if resolved.ema is not None else ""
+    averages = resolved.ema is not None or (row is not None and row.averages_itself)
+    averaging = averaging_problem(strategy, precision) if averages else ""
     if averaging:
-        problems.append(f"EMA: {averaging}, or switch averaging off (Recipe(..., ema=False)).")
+        problems.append(f"EMA: {averaging}, {WITHOUT_AVERAGES}.")
     return problems
 
 
@@ -171,6 +172,9 @@ def shard_problems(row: OptimizerRow, where: str) -> list[str]:
             f"process sees a part, so that the result would not be that of one device. {use}"
         ]
     return []
+
+
+WITHOUT_AVERAGES = "or an optimizer without averages of its own and Recipe(..., ema=False)"
 
 
 def averaging_problem(strategy: str, precision: str = "32-true") -> str:
