@@ -225,6 +225,8 @@ def run(draw: Draw, module: Net, path: Path, interruption: str, ckpt_path: Path 
         outcome = "refused" if all(len(p) > 20 for p in error.problems) else f"an empty message: {error}"
     except MisconfigurationException:
         outcome = "refused"
+    except ValueError as error:  # Lightning's: 3, with overfit_batches=2
+        outcome = "refused" if "`val_check_interval` (" in str(error) else traceback.format_exc()
     except Boom:
         outcome = "interrupted"
     except SystemExit:  # Lightning's way out after Ctrl-C
