@@ -30,6 +30,8 @@ from lit_opt.comparison.statistics import (
 )
 
 ALPHA = 0.05
+# The t-interval covers what it says from 3 pairs on.
+LEAST_SEEDS = 3
 
 Comparison = dict[str, Any]
 
@@ -78,7 +80,7 @@ def objections(
         >>> from lit_opt.comparison.records import Arm
         >>> arms = tuple(Arm(name, "llm", {}, {}, {}) for name in "ab")
         >>> protocol = Protocol(arms, "a", "loss", "min", 2, (2,), 1, 2)
-        >>> objections(protocol, [], "b", [])[0]
+        >>> objections(protocol, [], "b", [])[1]
         'search not finished: 0 of 1 points of a in study 0'
     """
     found = []
@@ -88,6 +90,10 @@ def objections(
         if not named or {arm, protocol.baseline} & set(named):
             found.append(f"contract broken: {violation.get('text') or violation.get('rule')}")
     both = (protocol.baseline, arm)
+    if protocol.seeds < LEAST_SEEDS:
+        found.append(
+            f"{_count(protocol.seeds, 'seed')}: too few for a verdict, which needs {LEAST_SEEDS}; the default is 6 or more"
+        )
     for study in range(protocol.studies):
         found += _unequal_budget(protocol, runs, arm, study)
         for name in both:

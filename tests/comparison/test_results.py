@@ -129,6 +129,16 @@ def test_unfinished_is_named():
     assert verdicts(plan, []) == {"muon": "no verdict", "soap": "no verdict"}
 
 
+def test_two_seeds_are_too_few():
+    plan, runs = comparison((0.0, -0.1, 0.0))
+    few = dataclasses.replace(plan, seeds=2)
+    kept = [
+        run for run in runs if run.stage == "tune" or run.seed <= min(r.seed for r in runs if r.stage == "confirm") + 1
+    ]
+    assert verdicts(few, kept) == {"muon": "no verdict", "soap": "no verdict"}
+    assert "2 seeds: too few for a verdict, which needs 3; the default is 6 or more" in reasons(few, kept)
+
+
 def test_a_broken_contract_takes_the_verdict():
     plan, runs = comparison((0.0, -0.1, -0.1))
     broken = [{"rule": "batch order", "arms": ["muon"], "text": "seed 101: muon saw other batches"}]
