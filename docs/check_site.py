@@ -89,6 +89,7 @@ def walk(site: Path, pictures: Path | None) -> list[str]:
                     if not url.startswith((base, "data:", "blob:", "chrome:", "about:"))
                 ]
                 faults += [f"{name}: asks {url}" for url in foreign]
+                print(f"{name}: {sum(fault.startswith(f'{name}:') for fault in faults)} faults", flush=True)
         finally:
             chrome.quit()
             server.shutdown()

@@ -12,7 +12,7 @@ import pytest
 from tests.test_packaging import ROOT, tracked
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()
-FILES = dict(re.findall(r'```python title="([^"]+)"\n(.*?)```', TEXT, re.DOTALL))
+FILES = dict(re.findall(r'```(?:python|text) title="([^"]+)"\n(.*?)```', TEXT, re.DOTALL))
 
 
 @pytest.fixture(scope="module")
