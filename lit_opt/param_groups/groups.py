@@ -33,6 +33,7 @@ from lit_opt.param_groups.placement import (
 )
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
+from lit_opt.param_groups.transfer import TransferRow, transferred
 from lit_opt.recipes import get_recipe
 from lit_opt.recipes.schema import RecipeSpec
 
@@ -142,19 +143,23 @@ def group_parameters(
             f"{algorithm}: the module has no hidden matrix, so AdamW takes everything; a recipe without {algorithm} says "
             "the same in fewer words."
         )
+    transfer: list[TransferRow] = []
+    if resolved.transfer is not None:
+        placed, transfer, said = transferred(placed, snapshot.parameters, resolved, algorithm)
+        notes += said
     options: dict[tuple[str, bool], Mapping[str, Any]] = {}
     if row is not None:  # a torch.optim.Optimizer class of the user's own has no row
         options = {(row.name, True): row.decayed_group, (row.name, False): row.excluded_group}
     if routed:
         shared = {"betas": resolved.fallback["betas"], "eps": resolved.fallback["eps"]}
         options |= {("adamw", decayed): shared for decayed in (True, False)}
-    return ParamGroups(snapshot, placed, notes, options)
+    return ParamGroups(snapshot, placed, notes, options, transfer)
 
 
 class ParamGroups:
     """The groups of one module under one recipe. Plain data: picklable, without tensors.
 
-    Made by `group_parameters`. `notes` holds sentences for the log: parts that were not found, what is frozen.
+    Made by `group_parameters`. `notes` holds sentences for the log; `transfer` what a transfer changes, by group.
     """
 
     def __init__(
@@ -163,8 +168,9 @@ class ParamGroups:
         placed: list[Placed],
         notes: Sequence[str] = (),
         options: Mapping[tuple[str, bool], Mapping[str, Any]] | None = None,
+        transfer: Sequence[TransferRow] = (),
     ) -> None:
-        self.notes = tuple(notes)
+        self.notes, self.transfer = tuple(notes), tuple(transfer)
         self._options = dict(options or {})
         self._snapshot = snapshot
         self._placed = placed
