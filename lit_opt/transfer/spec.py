@@ -77,7 +77,7 @@ def name_of(base: object) -> str:
         return f"{base.get('class_path', 'shapes')}({given})"
     if isinstance(base, BaseShapes):
         return base.name
-    return getattr(base, "__qualname__", type(base).__qualname__)
+    return getattr(getattr(base, "func", base), "__qualname__", type(base).__qualname__)
 
 
 def make_transfer(given: object) -> Transfer:
