@@ -17,6 +17,7 @@ from lit_opt.commands.texts import (
     HELP,
     LIST_EXAMPLES,
     NEW_EXAMPLES,
+    TRANSFER_EXAMPLES,
 )
 from lit_opt.errors import RecipeError, nearest
 
@@ -67,6 +68,7 @@ def _dispatch(args: list[str]) -> int:
         "check": check,
         "choose": choose,
         "new": new,
+        "transfer": transfer,
         "export-ema": export_ema,
     }
     verbs |= dict.fromkeys(FIT_VERBS, _fit)
@@ -242,6 +244,26 @@ def plan(args: list[str]) -> int:
 
     print_plan(vars(known), others, _show)
     return 0
+
+
+def transfer(args: list[str]) -> int:
+    """Whether what a config transfers from a small model holds at other widths."""
+    from lit_opt.commands.transfer_options import add_options, read_options
+
+    parser = _parser("transfer check", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
+    add_options(parser, _one_of)
+    known, others = parser.parse_known_args(args)  # the others are the config's
+    options = read_options(vars(known))
+    from lit_opt.commands.transfer import check_config  # torch and lightning: seconds
+    from lit_opt.explain.formats import to_json
+    from lit_opt.preflight.coordinate_report import check_table
+
+    found = check_config(others, options)
+    if options["format"] == "json":
+        print(to_json(found.as_dict()))
+    else:
+        _show(check_table(found), width=None if sys.stdout.isatty() else 100)
+    return int(any(not line.flat for line in found.layers))
 
 
 def export_ema(args: list[str]) -> int:

@@ -117,7 +117,9 @@ def test_unequal_growth_splits_groups() -> None:
     assert len({group for group, _, _ in rows.values()}) == 3
 
 
-@pytest.mark.parametrize("base", [Model(16), lambda: Model(16), {"class_path": f"{__name__}.Small"}], ids=["m", "f", "y"])
+@pytest.mark.parametrize(
+    "base", [Model(16), lambda: Model(16), {"class_path": f"{__name__}.Small"}], ids=["m", "f", "y"]
+)
 def test_the_ways_to_give_a_base(base: Any) -> None:
     assert by_name(groups(Model(64), Transfer(base=base)))["head.weight"][1] == 1e-3 / 4
 
@@ -265,7 +267,13 @@ def test_a_plan_shows_multiplier_rule_and_source() -> None:
         module = Model(64)
     plan = Recipe("llm/muon_rms", lr=1e-3, transfer=Transfer(base=lambda: Model(16))).plan(module, total_steps=10)
     text = " ".join(plan.text(width=200).split())
-    for words in ("Transfer from a small model", "scale match_rms_adamw divided out", "x 0.5", "2512.05620", "1 / fan-in"):
+    for words in (
+        "Transfer from a small model",
+        "scale match_rms_adamw divided out",
+        "x 0.5",
+        "2512.05620",
+        "1 / fan-in",
+    ):
         assert words in text, words
     assert any("scale_initial" in note for note in plan.notes)
     row = next(r for r in plan.as_dict()["transfer"] if r["kind"] == "head")
