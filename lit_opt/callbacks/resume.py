@@ -258,6 +258,8 @@ def _rank() -> int:
 
 
 def _show(x: object) -> str:
+    if isinstance(x, Mapping) and "base" in x:
+        x = x["base"]  # a transfer, where the other has none
     if isinstance(x, Mapping) and "shapes" in x:
         return f"{x['name']} with {', '.join(f'{k} {v}' for k, v in list(x['shapes'].items())[:3])}, ..."
     return f"{x:g}" if isinstance(x, float) else repr(x)

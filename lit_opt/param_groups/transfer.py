@@ -161,7 +161,7 @@ def transferred(
             source=multipliers.source,
         )
         rows.setdefault((name, one.kind, multipliers.rule), one)
-    tied = [i.name for i in infos if i.role == "embedding" and any("head" in a or "output" in a for a in i.aliases)]
+    tied = [info.aliases[0] for info in infos if info.role == "embedding" and info.aliases]
     notes = [ASSUMED] if asked.width else []
     notes += [TIED.format(repr(tied[0]))] if tied and asked.width else []
     first = {item.row.group: item.order for item in sorted(moved, key=lambda item: item.order, reverse=True)}
@@ -234,14 +234,21 @@ def sides_of(kind: str, info: ParamInfo, shape: tuple[int, ...], options: Mappin
         return [Sides.of(kind, math.prod(shape[:-1]), shape[-1])]
     if len(shape) < 2:
         return [Sides.of(kind, max(shape, default=1), 1)]
-    _, rows, cols = matrix_shape(shape, info.matrix.layout or "matrix", info.matrix.count)
+    layout, count = info.matrix.layout or "matrix", info.matrix.count
+    if count > 1:  # a grouped convolution; the small one may have fewer groups
+        groups = max(1, shape[0] // max(1, info.shape[0] // count)) if shape[0] % count else count
+        return [Sides.of(kind, *matrix_shape(shape, layout, groups)[1:], groups)]
+    _, rows, cols = matrix_shape(shape, layout, 1)
     if "split_sizes" in options:
         whole = sum(options["split_sizes"])
-        return [Sides.of(kind, max(1, round(part * rows / whole)), cols) for part in options["split_sizes"]]
-    if "num_heads" in options and info.matrix.count == 1:
-        # A head keeps its size and their number grows, or the other way round: what is here holds for both.
-        own = matrix_shape(info.shape, info.matrix.layout or "matrix", 1)[1] // options["num_heads"]
-        return [Sides.of(kind, own if rows % own == 0 else rows, cols)]
+        parts = [max(1, round(part * rows / whole)) for part in options["split_sizes"]]
+        return [Sides.of(kind, part, cols, rows / part) for part in parts]
+    if "num_heads" in options:
+        own = (
+            matrix_shape(info.shape, layout, 1)[1] // options["num_heads"]
+        )  # heads keep their size, and there are more
+        own = own if rows % own == 0 else rows
+        return [Sides.of(kind, own, cols, rows / own)]
     return [Sides.of(kind, rows, cols)]
 
 

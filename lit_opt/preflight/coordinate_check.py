@@ -8,6 +8,7 @@ Logits and attention scores before the first step are reported apart: they depen
 from __future__ import annotations
 
 import math
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -24,9 +25,10 @@ from lit_opt.callbacks.recipe import Recipe
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import snapshot_parameters
 from lit_opt.param_groups.initial import scale_initial
-from lit_opt.transfer.shapes import pattern_of
 from lit_opt.transfer.spec import Transfer
 
+# Numbers of blocks; the layers of a Sequential keep theirs.
+_BLOCK = re.compile(r"(?<![^.])\d+(?=\.)")
 ATTENTION = "attention scores"
 # Within this of 0 a slope counts as flat.
 FLAT = 0.1
@@ -228,7 +230,7 @@ def _run(
     last = _outputs(module, batch, loss)
     before, after = defaultdict(list), defaultdict(list)
     for name, outputs in first.items():
-        pattern = pattern_of(name)
+        pattern = _BLOCK.sub("*", name)
         before[pattern] += [float(x.square().mean()) for x in outputs]
         if name != ATTENTION:
             pairs = zip(outputs, last[name], strict=True)

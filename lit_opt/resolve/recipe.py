@@ -103,7 +103,7 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         lr, weight_decay = hyperparameters.pop("lr"), hyperparameters.pop("weight_decay")
         if refused or (missing and complete):
             raise RecipeError([*refused, *missing])
-        origins["transfer"] = Provenance(number=str(transfer), origin="yours")
+        origins["transfer"] = Provenance(number=str(transfer), origin="yours", note=" ".join(missing))
     parts, part_globs, origin = _parts(spec, o)
     origins |= origin
     hint = "a hint, no callback can set it"

@@ -56,23 +56,26 @@ class Sides:
         inputs: n; 1 for embeddings and vectors.
         rows: Of the tensor itself, as its optimizer reads it.
         cols: Likewise.
+        whole: Outputs of all matrices of the layer together: m, but for parts and groups that are taken alone.
 
     Example:
         >>> Sides.of("embedding", 256, 64)
-        Sides(outputs=64, inputs=1, rows=256, cols=64)
+        Sides(outputs=64, inputs=1, rows=256, cols=64, whole=64)
     """
 
     outputs: int
     inputs: int
     rows: int
     cols: int
+    whole: int
 
     @staticmethod
-    def of(kind: str, rows: int, cols: int) -> Sides:
-        """Of one matrix of that kind; a vector has one column."""
+    def of(kind: str, rows: int, cols: int, count: float = 1) -> Sides:
+        """Of one matrix of that kind, of which a layer has `count` above one another; a vector has one column."""
         if kind == "embedding":
-            return Sides(outputs=cols, inputs=1, rows=rows, cols=cols)
-        return Sides(outputs=rows, inputs=1 if kind == "vector" else cols, rows=rows, cols=cols)
+            return Sides(outputs=cols, inputs=1, rows=rows, cols=cols, whole=cols)
+        inputs = 1 if kind == "vector" else cols
+        return Sides(outputs=rows, inputs=inputs, rows=rows, cols=cols, whole=round(rows * count))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -158,7 +161,9 @@ def width_multipliers(
     """
     rule, formula, source = _rule(kind, algorithm, options)
     lr = eps = grown = own = 1.0
-    if width:
+    if not width:
+        rule, formula, source = "sizes are not asked for", "1", "-"
+    else:
         lr = _rate(kind, algorithm, options, target) / _rate(kind, algorithm, options, base)
         eps = _epsilon(kind, algorithm, target) / _epsilon(kind, algorithm, base)
         grown = target.inputs / base.inputs if kind in ("hidden", "head") else target.outputs / base.outputs
@@ -181,7 +186,7 @@ def _rate(kind: str, algorithm: str, options: Mapping[str, Any], s: Sides) -> fl
     """What the rate has to be proportional to."""
     m, n = s.outputs, s.inputs
     if algorithm in _SGD:
-        return m / n
+        return s.whole / n  # entries of gradients are of the order of 1 / whole
     if algorithm == "scion_sign":
         return s.cols / n  # its step has 1 / cols
     if kind in ("embedding", "vector"):
@@ -196,15 +201,16 @@ def _rate(kind: str, algorithm: str, options: Mapping[str, Any], s: Sides) -> fl
     if algorithm == "shampoo" and not options.get("grafting"):
         exponent, largest = options.get("exponent", 0.25), options.get("max_preconditioner_dim", 1024)
         blocks = math.ceil(s.rows / largest) * math.ceil(s.cols / largest)
-        return float((m / n) ** (1 - 2 * exponent) * blocks ** (-2 * exponent))
+        gradient = math.sqrt(m * n) / s.whole
+        return float(wanted / gradient ** (1 - 4 * exponent) * blocks ** (-2 * exponent))
     return 1 / n
 
 
 def _epsilon(kind: str, algorithm: str, s: Sides) -> float:
     """What epsilon has to be proportional to: the gradients' entries, for Shampoo the eigenvalues of its statistics."""
     if algorithm == "shampoo" and kind == "hidden":
-        return s.inputs / s.outputs
-    return 1.0 if kind == "head" else 1 / s.outputs
+        return s.inputs * s.outputs / s.whole**2
+    return 1.0 if kind == "head" else 1 / s.whole
 
 
 def _splus(options: Mapping[str, Any], s: Sides) -> float:
@@ -248,4 +254,6 @@ def _rule(kind: str, algorithm: str, options: Mapping[str, Any]) -> tuple[str, s
         return "Shampoo's exponents e and blocks b", "(m / n)^(1 - 2 e) b^(-2 e)", f"{SPECTRAL}; {PRECONDITIONED}"
     if algorithm in ("soap", "shampoo"):
         return "1 / fan-in", "1 / n", PRECONDITIONED
+    if algorithm == "rmsprop":
+        return "1 / fan-in", "1 / n", f"{MUP}; for RMSprop microsoft/mup mup/optim.py"
     return "1 / fan-in", "1 / n", MUP if algorithm in _ADAM else f"as for Adam ({MUP}); {DERIVED}"

@@ -294,6 +294,54 @@ def test_initial_scale() -> None:
     assert factors["blocks.0.up.weight"] == pytest.approx(0.5, rel=0.1)
     assert factors["head.weight"] == pytest.approx(0.25, rel=0.1)
     assert "embed.weight" not in factors and "blocks.0.norm.weight" not in factors
-    assert float(large.head.weight.std()) == pytest.approx(0.005, rel=0.1)
+    assert float(large.head.weight.detach().std()) == pytest.approx(0.005, rel=0.1)
     # torch's own start has 1 / sqrt(fan-in) already: the head alone is brought down.
     assert set(scale_initial(Model(256), lambda: Model(64))) == {"head.weight"}
+
+
+# ---- microsoft/mup
+
+
+def test_the_groups_are_those_of_microsofts_mup() -> None:
+    """mup/optim.py (0518b39), MuAdamW: with two growing dimensions lr / fan-in's and decay x fan-in's, else as it is.
+
+    Its head has one growing dimension, the rate of the base, and a forward multiplier of 1 / width (MuReadout). Without
+    that multiplier the same step of the logits is one with rate / width, which is what a head gets here.
+    """
+    small, large = Model(16), Model(64)
+    rows = by_name(groups(large, Transfer(base=lambda: Model(16))))
+    shapes = dict(small.named_parameters())
+    for name, p in large.named_parameters():
+        grown = [new / old for new, old in zip(p.shape, shapes[name].shape, strict=True) if new != old]
+        matrix_like = len(grown) == 2 or name == "head.weight"
+        assert rows[name][1] == pytest.approx(1e-3 / grown[-1] if matrix_like else 1e-3), name
+        if rows[name][2]:
+            assert rows[name][2] == pytest.approx(0.1 * grown[-1] if matrix_like else 0.1), name
+
+
+def test_the_same_for_mups_sgd() -> None:
+    """MuSGD: with one growing dimension lr x it, with two lr x fan-out / fan-in, and the head as above."""
+    found = groups(Model(64), Transfer(base=lambda: Model(16)), optimizer="sgd", lr=0.1, weight_decay=1e-4)
+    rates = {name: row[1] for name, row in by_name(found).items()}
+    assert rates["embed.weight"] == rates["blocks.0.norm.weight"] == rates["blocks.0.up.bias"] == pytest.approx(0.4)
+    assert rates["blocks.0.up.weight"] == pytest.approx(0.1) and rates["head.weight"] == pytest.approx(0.1 / 4)
+
+
+def test_depthwise_and_tied_layers_and_sizes_that_are_not_asked_for() -> None:
+    class Convs(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.stem = nn.Conv2d(3, width, 3, bias=False)
+            self.depthwise = nn.Conv2d(width, width, 3, groups=width, bias=False)
+            self.mix = nn.Conv2d(width, width, 1, bias=False)
+            self.fc = nn.Linear(width, 10, bias=False)
+
+    asked = Transfer(base=lambda: Convs(16))
+    adam = {name: row[1] for name, row in by_name(groups(Convs(64), asked)).items()}
+    assert adam == {name: pytest.approx(1e-3 / (1 if name[:5] in ("stem.", "depth") else 4)) for name in adam}
+    sgd = {name: row[1] for name, row in by_name(groups(Convs(64), asked, "cnn", lr=0.1)).items()}
+    wanted = {"stem.weight": 0.4, "depthwise.weight": 0.4, "mix.weight": 0.1, "fc.weight": 0.025}
+    assert sgd == {name: pytest.approx(rate) for name, rate in wanted.items()}
+
+    found = groups(Model(64, blocks=4, scale=0.5), Transfer(base=lambda: Model(16, scale=1.0), width=False, depth=True))
+    assert {row.lr for row in found.transfer} == {1.0} and {row.eps for row in found.transfer} == {1.0, 0.5}
