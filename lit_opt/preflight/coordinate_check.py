@@ -228,7 +228,8 @@ def _run(
         optimizer.step()
         scheduler.step()
     last = _outputs(module, batch, loss)
-    before, after = defaultdict(list), defaultdict(list)
+    before: dict[str, list[float]] = defaultdict(list)
+    after: dict[str, list[float]] = defaultdict(list)
     for name, outputs in first.items():
         pattern = _BLOCK.sub("*", name)
         before[pattern] += [float(x.square().mean()) for x in outputs]

@@ -19,7 +19,7 @@ def check_lines(found: CoordinateCheck) -> list[tuple[str, ...]]:
         >>> check_lines(CoordinateCheck(title="t", widths=(8, 16), steps=1, seeds=1, layers=(), attention=(0.0, 0.5)))
         [('attention scores', '', '', '', '+0.00', '+0.50')]
     """
-    lines = [
+    lines: list[tuple[str, ...]] = [
         (
             line.layer,
             f"{line.slope:+.2f}" + ("" if line.flat else " !"),
