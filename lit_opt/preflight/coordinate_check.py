@@ -246,7 +246,8 @@ def _roots(squares: Mapping[str, list[float]]) -> Sizes:
 def _outputs(module: nn.Module, batch: Any, loss: Callable[[nn.Module, Any], Tensor]) -> dict[str, list[Tensor]]:
     """What every layer with a weight gives, by name, and the attention scores."""
     found: dict[str, list[Tensor]] = defaultdict(list)
-    kinds = {info.name: info.role for info in snapshot_parameters(module).parameters}
+    parameters = snapshot_parameters(module).parameters
+    kinds = {name: info.role for info in parameters for name in (info.name, *info.aliases)}
     hooks = []
     for name, child in module.named_modules():
         if any(
