@@ -86,9 +86,9 @@ def report() -> str:
         "deviation of 0.02 at any width), so the columns at the start say what the initial weights alone do. With it the logits "
         "at the start fall as 1 / sqrt(width), which is muP's own.",
         "",
-        "What does not transfer: a head that is tied with the embedding (adamw_tied). Its logits change by more the wider the "
-        "model is, unless the module multiplies them by width of the base / width. A coordinate check says that steps keep "
-        "their size, not that the best rate stays: no sweep of rates was run here.",
+        "What does not transfer: a head that is tied with the embedding (adamw_tied). Changes of "
+        "attention and MLP grow with the width, unless the module multiplies the logits by width of the base / width. A "
+        "coordinate check says that steps keep their size, not that the best rate stays: no sweep of rates was run here.",
         "",
         "| optimizer | widths | seeds | worst slope with the transfer | layer | worst without | s of CPU |",
         "|---|---|---:|---:|---|---:|---:|",
