@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from lit_opt.callbacks.recipe import Recipe as Recipe
     from lit_opt.callbacks.trajectory import TrajectoryCallback as TrajectoryCallback
     from lit_opt.comparison.compare import compare as compare
+    from lit_opt.param_groups.initial import scale_initial as scale_initial
     from lit_opt.preflight.recipe_check import RecipeCheck as RecipeCheck
     from lit_opt.recipes.schema import ClipSpec as ClipSpec
     from lit_opt.recipes.schema import DecaySpec as DecaySpec
     from lit_opt.recipes.schema import EMASpec as EMASpec
     from lit_opt.recipes.schema import GroupRule as GroupRule
+    from lit_opt.transfer.spec import Transfer as Transfer
 
 __version__ = "0.1.0"
 
@@ -40,6 +42,8 @@ _LAZY = {
     "DecaySpec": "lit_opt.recipes.schema",
     "EMASpec": "lit_opt.recipes.schema",
     "GroupRule": "lit_opt.recipes.schema",
+    "Transfer": "lit_opt.transfer.spec",
+    "scale_initial": "lit_opt.param_groups.initial",
 }
 
 __all__ = [*sorted(_LAZY), "__version__"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import os
 import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any, NoReturn
 
+from lit_opt.commands.parsing import make_parser, one_of, parse, show, value_of
 from lit_opt.commands.texts import (
     CHOOSE_EXAMPLES,
     EXPLAIN_EXAMPLES,
@@ -18,17 +17,11 @@ from lit_opt.commands.texts import (
     LIST_EXAMPLES,
     NEW_EXAMPLES,
     SPIRALS_EXAMPLES,
+    TRANSFER_EXAMPLES,
 )
 from lit_opt.errors import RecipeError, nearest
 
 FIT_VERBS = ("fit", "validate", "test", "predict")
-
-
-class _Parser(argparse.ArgumentParser):
-    """argparse with one message instead of a page of usage."""
-
-    def error(self, message: str) -> NoReturn:
-        raise RecipeError([f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`."])
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,6 +62,7 @@ def _dispatch(args: list[str]) -> int:
         "choose": choose,
         "compare": compare,
         "new": new,
+        "transfer": transfer,
         "export-ema": export_ema,
         "spirals": spirals,
     }
@@ -106,11 +100,11 @@ def _fit(args: list[str]) -> int:
 
 def list_(args: list[str]) -> int:
     """Recipes and optimizers."""
-    parser = _parser("list", "Recipes and optimizers.", LIST_EXAMPLES)
+    parser = make_parser("list", "Recipes and optimizers.", LIST_EXAMPLES)
     parser.add_argument("--strategies", action="store_true", help="recipes by strategy and precision: what was tested")
-    formats = _one_of("text", "json", "markdown")
+    formats = one_of("text", "json", "markdown")
     parser.add_argument("--format", type=formats, default="text", help="text (default) or json; --strategies: markdown")
-    given = _parse(parser, args)
+    given = parse(parser, args)
     from lit_opt.explain.formats import to_json
     from lit_opt.explain.listing import listing, listing_tables
 
@@ -118,7 +112,7 @@ def list_(args: list[str]) -> int:
         from lit_opt.explain.strategies import strategies_dict, strategies_markdown, strategies_table
 
         if given.format == "text":
-            _show(*strategies_table(), width=None if sys.stdout.isatty() else 100)
+            show(*strategies_table(), width=None if sys.stdout.isatty() else 100)
         else:
             print(to_json(strategies_dict()) if given.format == "json" else strategies_markdown().rstrip())
         return 0
@@ -129,7 +123,7 @@ def list_(args: list[str]) -> int:
         return 0
     terminal = sys.stdout.isatty() or "COLUMNS" in os.environ
     first, second = listing_tables(folded=terminal)
-    _show(first, "", second, "", "`lit-opt explain NAME` explains one of them.", width=None if terminal else 1000)
+    show(first, "", second, "", "`lit-opt explain NAME` explains one of them.", width=None if terminal else 1000)
     return 0
 
 
@@ -137,12 +131,14 @@ def explain(args: list[str]) -> int:
     """Every value of a recipe, or an optimizer's row."""
     from lit_opt.commands.explain_options import add_options
 
-    parser = _parser("explain", "Every value of a recipe with its unit, range, practice and source.", EXPLAIN_EXAMPLES)
+    parser = make_parser(
+        "explain", "Every value of a recipe with its unit, range, practice and source.", EXPLAIN_EXAMPLES
+    )
     parser.add_argument("name", metavar="NAME", help="a recipe or an optimizer; `lit-opt list` has them all")
-    add_options(parser, _value, _one_of)
+    add_options(parser, value_of, one_of)
     # 3e-4 in Python's spelling or the shell's: both --weight_decay and --weight-decay.
     dashed = [a.replace("_", "-", a.partition("=")[0].count("_")) if a.startswith("--") else a for a in args]
-    given = vars(_parse(parser, dashed))
+    given = vars(parse(parser, dashed))
     name, form, parameters = given.pop("name"), given.pop("format"), given.pop("parameters")
     overrides = {key: value for key, value in given.items() if value is not None}
 
@@ -152,7 +148,7 @@ def explain(args: list[str]) -> int:
     if isinstance(output, str):
         print(output)
     else:
-        _show(output, width=None if sys.stdout.isatty() else 100)
+        show(output, width=None if sys.stdout.isatty() else 100)
     return 0
 
 
@@ -160,8 +156,8 @@ def check(args: list[str]) -> int:
     """What is misconfigured in a config."""
     from lit_opt.commands.check_options import EXAMPLES, add_options
 
-    parser = _parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", EXAMPLES)
-    add_options(parser, _one_of)
+    parser = make_parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", EXAMPLES)
+    add_options(parser, one_of)
     given, rest = parser.parse_known_args(args)
     if given.config is not None:
         rest = ["--config", given.config, *rest]
@@ -175,14 +171,14 @@ def check(args: list[str]) -> int:
     if given.format == "json":
         print(report_json(report))
     else:
-        _show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
+        show(*notes, *renderables(report), width=None if sys.stdout.isatty() else 100)
     return int(report.worst in ("error", "warning") or (given.strict and bool(report.worst)))
 
 
 def choose(args: list[str]) -> int:
     """A recipe for the model of a config."""
-    parser = _parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
-    parser.add_argument("--format", type=_one_of("text", "json"), default="text", help="text (default) or json")
+    parser = make_parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
+    parser.add_argument("--format", type=one_of("text", "json"), default="text", help="text (default) or json")
     given, others = parser.parse_known_args(args)  # the others are the config's
     from lit_opt.commands.choose import choose_for  # torch and lightning: seconds
 
@@ -190,16 +186,16 @@ def choose(args: list[str]) -> int:
     if isinstance(output, str):
         print(output)
     else:
-        _show(output, width=None if sys.stdout.isatty() else 100)
+        show(output, width=None if sys.stdout.isatty() else 100)
     return 0
 
 
 def new(args: list[str]) -> int:
     """A starter project."""
-    parser = _parser("new", "Write a starter project for a setting; no file is ever overwritten.", NEW_EXAMPLES)
+    parser = make_parser("new", "Write a starter project for a setting; no file is ever overwritten.", NEW_EXAMPLES)
     parser.add_argument("setting", metavar="SETTING", nargs="?", help="without it, the settings are listed")
     parser.add_argument("folder", metavar="DIR", nargs="?", help="where; it is made if it is not there")
-    given = _parse(parser, args)
+    given = parse(parser, args)
     from lit_opt.commands.new import settings, write_project
 
     if given.setting is None:
@@ -220,12 +216,12 @@ def plan(args: list[str]) -> int:
     """What a recipe will do to the model of a config."""
     from lit_opt.commands.plan_options import EXAMPLES, add_options
 
-    parser = _parser("plan", "What a recipe will do to your model, before a run.", EXAMPLES)
-    add_options(parser, _one_of)
+    parser = make_parser("plan", "What a recipe will do to your model, before a run.", EXAMPLES)
+    add_options(parser, one_of)
     known, others = parser.parse_known_args(args)  # the others are the config's
     from lit_opt.commands.plan import print_plan  # torch and lightning: seconds
 
-    print_plan(vars(known), others, _show)
+    print_plan(vars(known), others, show)
     return 0
 
 
@@ -236,8 +232,8 @@ def compare(args: list[str]) -> int:
     verb = args[0] if args and not args[0].startswith("-") else ""
     if verb not in ("", "worker", "report"):
         raise RecipeError([f"compare {verb}: unknown.{nearest(verb, ('worker', 'report'))} Known: worker, report."])
-    parser = _parser("compare", "Which optimizer is better on your own model, under a fair protocol.", EXAMPLES)
-    add_options(parser, _one_of)
+    parser = make_parser("compare", "Which optimizer is better on your own model, under a fair protocol.", EXAMPLES)
+    add_options(parser, one_of)
     given, others = parser.parse_known_args(args[1:] if verb else args)  # the others are the config's
     from lit_opt.commands.compare import run_compare, run_report, run_worker  # torch and lightning: seconds
 
@@ -246,13 +242,35 @@ def compare(args: list[str]) -> int:
     return run_compare(vars(given), others)
 
 
+def transfer(args: list[str]) -> int:
+    """Whether what a config transfers from a small model holds at other widths."""
+    from lit_opt.commands.transfer_options import add_options, read_options
+
+    parser = make_parser("transfer check", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
+    add_options(parser, one_of)
+    known, others = parser.parse_known_args(args)  # the others are the config's
+    options = read_options(vars(known))
+    from lit_opt.commands.transfer import check_config  # torch and lightning: seconds
+    from lit_opt.explain.formats import to_json
+    from lit_opt.preflight.coordinate_report import check_table
+
+    found = check_config(others, options)
+    if options["format"] == "json":
+        print(to_json(found.as_dict()))
+    else:
+        show(check_table(found), width=None if sys.stdout.isatty() else 100)
+    return int(any(not line.flat for line in found.layers))
+
+
 def export_ema(args: list[str]) -> int:
     """The averaged weights of a checkpoint as a file of their own."""
-    parser = _parser("export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES)
+    parser = make_parser(
+        "export-ema", "Write the averaged weights of a checkpoint as a plain state_dict.", EXPORT_EXAMPLES
+    )
     parser.add_argument("checkpoint", metavar="CKPT", help="a checkpoint of a run with averages")
     parser.add_argument("out", metavar="OUT", help="the file to write; an existing one is replaced")
     parser.add_argument("--safetensors", action="store_true", help="write the safetensors format")
-    given = _parse(parser, args)
+    given = parse(parser, args)
     from lit_opt.callbacks.export import export_ema as export
 
     export(given.checkpoint, given.out, safetensors=given.safetensors)
@@ -262,14 +280,14 @@ def export_ema(args: list[str]) -> int:
 
 def spirals(args: list[str]) -> int:
     """Optimizers on two spirals, as a picture and an animation."""
-    parser = _parser("spirals", "Watch optimizers on two spirals: spirals.png and spirals.gif.", SPIRALS_EXAMPLES)
+    parser = make_parser("spirals", "Watch optimizers on two spirals: spirals.png and spirals.gif.", SPIRALS_EXAMPLES)
     parser.add_argument("--optimizers", default="sgd,adamw,muon", metavar="A,B,C", help="one to four, by registry name")
     parser.add_argument("--lr", action="append", default=[], metavar="NAME=X", help="a learning rate; may be repeated")
     parser.add_argument("--steps", type=int, default=300, metavar="N", help="optimizer steps (default 300)")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the weights and the points (default 0)")
     parser.add_argument("--frames", type=int, default=48, metavar="N", help="of the animation (default 48)")
     parser.add_argument("--out", default="spirals", metavar="DIR", help="folder (default spirals)")
-    given = _parse(parser, args)
+    given = parse(parser, args)
     from pathlib import Path
 
     from lit_opt.commands.spirals import run_spirals  # torch and lightning: seconds
@@ -277,61 +295,3 @@ def spirals(args: list[str]) -> int:
     names = [name.strip() for name in given.optimizers.split(",") if name.strip()]
     print(run_spirals(names, given.lr, given.steps, given.seed, Path(given.out), given.frames))
     return 0
-
-
-def _parser(verb: str, description: str, examples: str) -> _Parser:
-    return _Parser(
-        prog=f"lit-opt {verb}",
-        description=description,
-        epilog=examples,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-
-
-def _parse(parser: _Parser, args: list[str]) -> argparse.Namespace:
-    given, unknown = parser.parse_known_args(args)
-    options = [option for action in parser._actions for option in action.option_strings]
-    unknown = [arg for arg in unknown if arg.startswith("-")] or unknown
-    if unknown:
-        raise RecipeError(
-            [
-                f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`."
-                for arg in unknown
-            ]
-        )
-    return given
-
-
-def _one_of(*words: str) -> Callable[[str], str]:
-    def check(text: str) -> str:
-        if text not in words:
-            raise argparse.ArgumentTypeError(f"{text!r} is unknown.{nearest(text, words)} Known: {', '.join(words)}")
-        return text
-
-    return check
-
-
-def _value(text: str) -> Any:
-    """What was typed as a whole number, a float, a tuple of them, or the text itself, which is judged later."""
-    parts = text.strip("()[] ").split(",")
-    if len(parts) > 1:
-        return tuple(_value(part.strip()) for part in parts)
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _show(*renderables: Any, width: int | None) -> None:
-    from rich.console import Console
-
-    if "COLUMNS" in os.environ:
-        width = None  # rich reads COLUMNS itself
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
-    with console.capture() as captured:
-        for renderable in renderables:
-            console.print(renderable, soft_wrap=False)
-    print("\n".join(line.rstrip() for line in captured.get().splitlines()))

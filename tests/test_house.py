@@ -21,7 +21,7 @@ FILES = sorted(PACKAGE.rglob("*.py"))
 ROOM_OF = {"cli": "commands", "__main__": "commands"}
 
 _DATA = {"errors", "recipes"}
-_CORE = _DATA | {"schedules", "scaling", "optim", "averaging", "param_groups", "resolve", "explain"}
+_CORE = _DATA | {"schedules", "scaling", "optim", "averaging", "param_groups", "resolve", "explain", "transfer"}
 _ABOVE = _CORE | {"callbacks"}
 
 # Room -> the rooms it may import from, its own aside. Imports point one way.
@@ -32,8 +32,10 @@ MAY_IMPORT = {
     "scaling": {"errors"},
     "averaging": {"errors"},
     "optim": _DATA | {"averaging"},
-    "param_groups": _DATA | {"optim"},
-    "resolve": _DATA | {"optim", "schedules", "scaling"},
+    # Rules as plain data for all three: resolve applies those of the run, param_groups those of sizes.
+    "transfer": {"errors", "optim"},
+    "param_groups": _DATA | {"optim", "transfer"},
+    "resolve": _DATA | {"optim", "schedules", "scaling", "transfer"},
     "explain": _DATA | {"resolve", "optim"},
     "callbacks": _CORE,
     "workloads": _ABOVE,
@@ -46,6 +48,7 @@ MAY_IMPORT = {
 ONLY = {
     ("optim", "recipes"): {"lit_opt.recipes.schema", "lit_opt.recipes.common"},
     ("optim", "averaging"): {"lit_opt.averaging.shards"},
+    ("transfer", "optim"): {"lit_opt.optim.schema", "lit_opt.optim.matrix.scale"},
     ("param_groups", "optim"): {"lit_opt.optim.registry"},
     ("explain", "optim"): {"lit_opt.optim.registry", "lit_opt.optim.schema", "lit_opt.optim.matrix.scale"},
     ("resolve", "optim"): {
@@ -64,7 +67,7 @@ INSIDE_FUNCTIONS = {
     ("lit_opt/callbacks/plans.py", "lit_opt.preflight.plan"): "Recipe.plan is a method, and preflight is above it",
 }
 
-NO_TORCH = {"errors", "recipes", "schedules", "scaling", "resolve", "explain"}
+NO_TORCH = {"errors", "recipes", "schedules", "scaling", "resolve", "explain", "transfer"}
 LIGHTNING = {"callbacks", "workloads", "preflight", "comparison", "commands"}
 
 LONGEST = 340
@@ -178,6 +181,7 @@ def test_torch_and_lightning_stay_where_they_belong():
         "lit_opt.optim.check",
         "lit_opt.schedules",
         "lit_opt.scaling",
+        "lit_opt.transfer.spec",
         "lit_opt.cli",
     ],
 )

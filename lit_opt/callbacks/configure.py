@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -16,6 +16,7 @@ from lit_opt.optim import build
 from lit_opt.optim.registry import row_of
 from lit_opt.param_groups import ParamGroups, ParamSnapshot, clean_name, group_parameters
 from lit_opt.param_groups.snapshot import refuse_unreadable
+from lit_opt.param_groups.transfer import settle_base
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve import resolve
 from lit_opt.resolve.overrides_optimizer import class_keywords
@@ -60,6 +61,8 @@ def configure_run(
         RecipeError: All problems at once.
     """
     resolved = resolve(spec, overrides, facts)
+    if resolved.transfer is not None:
+        resolved = replace(resolved, transfer=settle_base(resolved.transfer, module))
     refuse_unreadable(module)
     if is_flattened(module):
         refuse_shards(resolved, "flat shards (FSDP1 or ZeRO)")

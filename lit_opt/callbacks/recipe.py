@@ -24,6 +24,7 @@ from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import preview
 from lit_opt.resolve.overrides import find_problems
 from lit_opt.resolve.resolved import ResolvedRecipe
+from lit_opt.transfer.spec import Transfer
 
 
 class Recipe(Plans, OutsideTrainer, OwnsEMA):
@@ -52,6 +53,8 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
         groups: Rules for parameters by name (glob); the first that matches wins, one without a match is an error.
         layer_decay: Learning-rate factor per layer below the head, such as 0.75.
         parts: Where a model's parts lie (vlm), such as {"projector": "*.bridge.*"}; others are found by known names.
+        transfer: Carry values tuned on a small model over: lr, weight_decay, betas, fallback and rules are then the small
+            model's, and `plan` shows what each group gets. See `lit_opt.Transfer`.
         existing: What becomes of the module's own configure_optimizers: "replace" (the default), "keep" (its
             optimizer and scheduler stay, clipping and averaging are added) or "error". Under manual optimization
             an own method is never replaced unless "replace" is given.
@@ -95,6 +98,7 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
         groups: list[GroupRule] | None = None,
         layer_decay: float | None = None,
         parts: dict[str, Any] | None = None,
+        transfer: Transfer | None = None,
         existing: Literal["replace", "keep", "error"] | None = None,
         on_resume: Literal["error", "checkpoint", "config"] = "error",
         on_nonfinite: Literal["raise", "skip", "ignore"] = "raise",
@@ -119,6 +123,7 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
             "groups": groups,
             "layer_decay": layer_decay,
             "parts": parts,
+            "transfer": transfer,
         }
         self.spec = recipes.get_recipe(name)
         self.overrides = {key: value for key, value in given.items() if value is not None}

@@ -23,7 +23,7 @@ KEY = "lit_opt"
 _FACTS = ("total_steps", "warmup_steps", "milestones", "cooldown_steps")
 _COMPARED = (
     "name", "optimizer", "lr", "weight_decay", "hyperparameters", "schedule", "clip", "ema", "layer_decay",
-    "fallback", "groups", "parts", "part_globs",
+    "fallback", "groups", "parts", "part_globs", "transfer",
 )  # fmt: skip
 
 
@@ -120,6 +120,9 @@ def as_overrides(saved: Mapping[str, Any], given: Mapping[str, Any]) -> tuple[st
     if saved["parts"]:
         globs = saved["part_globs"]
         overrides["parts"] = {k: {"lr_scale": x, "match": globs.get(k)} for k, x in saved["parts"].items()}
+    if saved.get("transfer"):
+        # Batch and horizon are in the numbers already.
+        overrides["transfer"] = saved["transfer"]
     return saved["name"], {key: value for key, value in overrides.items() if value is not None}
 
 
@@ -255,4 +258,8 @@ def _rank() -> int:
 
 
 def _show(x: object) -> str:
+    if isinstance(x, Mapping) and "base" in x:
+        x = x["base"]  # a transfer, where the other has none
+    if isinstance(x, Mapping) and "shapes" in x:
+        return f"{x['name']} with {', '.join(f'{k} {v}' for k, v in list(x['shapes'].items())[:3])}, ..."
     return f"{x:g}" if isinstance(x, float) else repr(x)

@@ -42,6 +42,7 @@ class Project:
         trainer: The section `trainer:` with Lightning's defaults filled in: plain data, classes as dicts with
             "class_path" and "init_args". `lit_opt.preflight.facts.foresee` reads it.
         on_meta: The model has no memory: it lies on the meta device.
+        section: The section `model:`, with "class_path" and "init_args".
         notes: What went otherwise than asked, in sentences.
     """
 
@@ -50,6 +51,7 @@ class Project:
     recipe: Recipe | None
     trainer: dict[str, Any]
     on_meta: bool = False
+    section: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = field(default=())
 
 
@@ -86,7 +88,16 @@ def load_project(
     except ValueError as error:
         # The parser wraps what a class refuses in its __init__.
         raise recipe_error_in(error) or error from None
-    return Project(model=model, datamodule=data, recipe=ours, trainer=trainer, on_meta=on_meta, notes=tuple(notes))
+    section = config["model"].as_dict() if config.get("model") is not None else {}
+    return Project(
+        model=model,
+        datamodule=data,
+        recipe=ours,
+        trainer=trainer,
+        on_meta=on_meta,
+        section=section,
+        notes=tuple(notes),
+    )
 
 
 class _ConfigCLI(RecipeCLI):

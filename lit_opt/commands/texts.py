@@ -20,6 +20,7 @@ Before a run, without a GPU:
   lit-opt plan --config llm           parameters, schedule, memory, values
   lit-opt plan --config mine.yaml --devices 8 --strategy fsdp2
   lit-opt check --config mine.yaml    what is misconfigured; exit code for CI
+  lit-opt transfer check --config mine.yaml   do values of a small model hold
 
 Train, with a YAML file or the name of a shipped one:
   lit-opt fit --config llm            a small language model, two minutes
@@ -68,6 +69,15 @@ examples:
   lit-opt choose --config mine.yaml
   lit-opt choose --model=my_package.MyModel --data=my_package.MyData --trainer.max_steps=10000
   lit-opt choose --config mine.yaml --format json"""
+
+TRANSFER_EXAMPLES = """\
+The config has recipe.transfer with a base (class_path, init_args); what differs between base and model grows in step. The
+small model is trained for a few steps at several widths, with the transfer and without it, on the first batch of the data.
+Near 0 are slopes of what transfers. Exit code 1: some slope is farther than 0.1 from 0.
+
+examples:
+  lit-opt transfer check --config mine.yaml
+  lit-opt transfer check --config mine.yaml --factors 1,2,4,8 --seeds 5 --plot check.png"""
 
 NEW_EXAMPLES = """\
 examples:

@@ -37,6 +37,8 @@ _UNSET = {
     "Matrix optimizers: split_sizes (qkv, or the outputs of each part) and num_heads split a fused weight",
     "layer_decay": "learning-rate factor per layer below the head, such as 0.75; null is off",
     "parts": 'where a model\'s parts lie, such as {projector: "*.bridge.*"}, for recipes with a rate for each (vlm)',
+    "transfer": "carry values tuned on a small model over to this one, such as "
+    "{base: {class_path: my.Model, init_args: {width: 64}}}; lr is then the small model's",
 }
 _WORDS = {
     "existing": (None, 'the module\'s own configure_optimizers: "replace", "keep" or "error"; null is "replace"'),

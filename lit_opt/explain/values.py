@@ -16,6 +16,10 @@ from lit_opt.recipes.schema import RecipeSpec, Value
 from lit_opt.resolve import preview
 from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
 
+TRANSFERRED = (
+    "lr, weight_decay and eps above are the base's; `lit-opt plan` shows what each group gets, and by which rule"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
@@ -190,6 +194,8 @@ def _rest(spec: RecipeSpec, resolved: ResolvedRecipe) -> Iterator[Entry]:
     yield _entry(section, "ema", p["ema"], spec.ema)
     if "layer_decay" in p:
         yield _entry(section, "layer_decay", p["layer_decay"], spec.layer_decay)
+    if "transfer" in p:
+        yield _entry(section, "transfer", p["transfer"], None, notes=(TRANSFERRED,))
     for name, value in spec.parts.items():
         yield _entry(section, f"parts.{name}", p[f"parts.{name}"], value)
 

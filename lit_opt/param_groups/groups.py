@@ -33,6 +33,7 @@ from lit_opt.param_groups.placement import (
 )
 from lit_opt.param_groups.roles import ROLES
 from lit_opt.param_groups.snapshot import ParamSnapshot, clean_name, snapshot_parameters
+from lit_opt.param_groups.transfer import TransferRow, transferred
 from lit_opt.recipes import get_recipe
 from lit_opt.recipes.schema import RecipeSpec
 
@@ -59,9 +60,8 @@ def group_parameters(
         The groups. `rows()` explains them, `for_optimizer()` gives them to an optimizer.
 
     Raises:
-        RecipeError: No trainable parameter; uninitialised lazy ones; a rule of the user's that matches nothing or
-            never applies; layer decay without repeated blocks; parts that are not found; a module without adapters
-            under a recipe for adapters.
+        RecipeError: No trainable parameter; uninitialised lazy ones; a rule of the user's that matches nothing or never
+            applies; layer decay without repeated blocks; parts that are not found; no adapters under their recipe.
 
     Example:
         >>> from torch import nn
@@ -130,31 +130,33 @@ def group_parameters(
             f"{algorithm}: the module has no hidden matrix, so AdamW takes everything; a recipe without {algorithm} says "
             "the same in fewer words."
         )
+    transfer: list[TransferRow] = []
+    if resolved.transfer is not None:
+        placed, transfer, said = transferred(placed, snapshot.parameters, resolved, algorithm)
+        notes += said
     options: dict[tuple[str, bool], Mapping[str, Any]] = {}
     if row is not None:  # a torch.optim.Optimizer class of the user's own has no row
         options = {(row.name, True): row.decayed_group, (row.name, False): row.excluded_group}
     if routed:
         shared = {"betas": resolved.fallback["betas"], "eps": resolved.fallback["eps"]}
         options |= {("adamw", decayed): shared for decayed in (True, False)}
-    return ParamGroups(snapshot, placed, notes, options)
+    return ParamGroups(snapshot, placed, notes, options, transfer)
 
 
 class ParamGroups:
-    """The groups of one module under one recipe. Plain data: picklable, without tensors.
-
-    Made by `group_parameters`.
+    """The groups of one module under one recipe, made by `group_parameters`. Plain data: picklable, without tensors.
 
     Args:
         snapshot: The parameters.
         placed: The group of each, with its reason.
         notes: Sentences for the log: parts that were not found, what is frozen.
         options: (algorithm, decayed) -> options of such groups that the optimizer's row asks for.
+        transfer: What a transfer changes, by group.
 
     Example:
         >>> from torch import nn
-        >>> groups = group_parameters(nn.Sequential(nn.Linear(2, 3)), "llm")
-        >>> [(row.name, row.group) for row in groups.rows()]
-        [('0.weight', 'decay'), ('0.bias', 'no_decay')]
+        >>> [row.group for row in group_parameters(nn.Linear(2, 3), "llm").rows()]
+        ['decay', 'no_decay']
     """
 
     def __init__(
@@ -163,8 +165,9 @@ class ParamGroups:
         placed: list[Placed],
         notes: Sequence[str] = (),
         options: Mapping[tuple[str, bool], Mapping[str, Any]] | None = None,
+        transfer: Sequence[TransferRow] = (),
     ) -> None:
-        self.notes = tuple(notes)
+        self.notes, self.transfer = tuple(notes), tuple(transfer)
         self._options = dict(options or {})
         self._snapshot = snapshot
         self._placed = placed

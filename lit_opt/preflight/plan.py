@@ -22,6 +22,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.explain.values import Entry, explain
 from lit_opt.optim.registry import row_of
 from lit_opt.param_groups import GroupSummary, ParamRow, clean_name, group_parameters, snapshot_parameters
+from lit_opt.param_groups.transfer import TransferRow, settle_base
 from lit_opt.preflight.flops import Flops, count_flops
 from lit_opt.preflight.folding import Folded, fold
 from lit_opt.preflight.lr_plot import png_plot
@@ -54,6 +55,7 @@ class Plan:
         milestones: Turns of the schedule; empty without one.
         memory: Per device.
         flops: The optimizer's share.
+        transfer: What a transfer from a small model changes, by group and rule; empty without one.
         notes: What was assumed, and what is unknown, in sentences.
 
     Example:
@@ -77,6 +79,7 @@ class Plan:
     milestones: tuple[Milestone, ...]
     memory: Memory
     flops: Flops | None
+    transfer: tuple[TransferRow, ...] = field(default=())
     notes: tuple[str, ...] = field(default=())
 
     @property
@@ -100,6 +103,7 @@ class Plan:
             "milestones": [asdict(milestone) for milestone in self.milestones],
             "memory": as_plain(self.memory),
             "flops": dataclasses.asdict(self.flops) if self.flops is not None else None,
+            "transfer": [asdict(row) for row in self.transfer],
             "notes": list(self.notes),
         }
 
@@ -187,6 +191,8 @@ def make_plan(
         facts or RunFacts(), parameter_count=snapshot.parameter_count, data_parallel_size=placement.data_parallel
     )
     resolved = preview(spec, overrides, known)
+    if resolved.transfer is not None:
+        resolved = replace(resolved, transfer=settle_base(resolved.transfer, module))
     problems = refusals(resolved, _STRATEGY.get(placement.kind, placement.kind), placement.precision)
     if problems:
         raise RecipeError(problems)
@@ -223,6 +229,7 @@ def make_plan(
         milestones=tuple(milestones(resolved.schedule, resolved.facts)) if resolved.schedule is not None else (),
         memory=memory,
         flops=flops,
+        transfer=groups.transfer,
         notes=tuple(said),
     )
 

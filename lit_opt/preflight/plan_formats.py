@@ -19,6 +19,7 @@ from lit_opt.preflight.lr_plot import text_plot
 from lit_opt.preflight.memory import gigabytes
 from lit_opt.preflight.placement import KINDS
 from lit_opt.preflight.plan import Plan
+from lit_opt.preflight.plan_transfer import COLUMNS, transfer_cells, transfer_table
 
 _INDENT = (0, 0, 0, 2)
 # A reason has so many columns, or fewer where all are shorter; the name has the rest, and is broken where it is longer.
@@ -39,6 +40,8 @@ def plan_text(plan: Plan, *, rows: bool = False, width: int = 100) -> Renderable
         parts += [_heading("Mind"), *(_bullet(note) for note in plan.notes), Text()]
     listed = _lines(plan, rows)
     parts += [_heading("Groups"), Padding(_group_table(plan, listed), _INDENT), Text()]
+    if plan.transfer:
+        parts += [_heading("Transfer from a small model"), Padding(transfer_table(plan.transfer), _INDENT), Text()]
     words = "Parameters" if rows else "Parameters, repeated blocks joined"
     parts += [_heading(words), *_parameters(listed, width), Text()]
     parts += [_heading("Schedule"), *_schedule(plan, width), Text()]
@@ -286,6 +289,9 @@ def plan_markdown(plan: Plan, *, rows: bool = False) -> str:
             for f in listed
         ],
     )
+    if plan.transfer:
+        lines += ["", "## Transfer from a small model", ""]
+        lines += _markdown_table(COLUMNS, [transfer_cells(row) for row in plan.transfer])
     lines += ["", "## Schedule", ""]
     if plan.resolved.schedule is None:
         lines.append("Unknown, since the horizon is.")

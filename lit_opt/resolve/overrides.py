@@ -16,11 +16,12 @@ from lit_opt.errors import nearest
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec, RecipeSpec
 from lit_opt.resolve.overrides_optimizer import optimizer_problems
 from lit_opt.schedules import FIELDS_OF_KIND, KINDS
+from lit_opt.transfer.spec import transfer_problems
 
 FIELDS = (
     "optimizer", "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay",
     "clip", "ema", "batch_size", "batch_tokens", "total_steps", "optimizer_kwargs", "fallback", "groups",
-    "layer_decay", "parts",
+    "layer_decay", "parts", "transfer",
 )  # fmt: skip
 
 _DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)\s*epochs?|(\d+)\s*steps?)\s*$")
@@ -50,6 +51,7 @@ def find_problems(spec: RecipeSpec, overrides: Mapping[str, Any]) -> list[str]:
     problems += _group_problems(known.get("groups", ()))
     if "parts" in known:
         problems += _part_problems(spec, known["parts"])
+    problems += transfer_problems(known)
     return problems
 
 

@@ -20,6 +20,9 @@ from lit_opt.resolve.overrides import build_spec, clean, find_problems, is_numbe
 from lit_opt.resolve.overrides_optimizer import used_row
 from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
 from lit_opt.resolve.schedule import resolve_schedule
+from lit_opt.resolve.transfer import follow_run
+from lit_opt.transfer.spec import make_transfer
+from lit_opt.transfer.width import no_rule
 
 __all__ = ["Provenance", "ResolvedRecipe", "RunFacts", "preview", "resolve"]
 
@@ -100,6 +103,15 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
     origins["no_decay"] = Provenance(number=spec.no_decay.number, origin="recipe", value=spec.no_decay)
     fallback, origin = resolve_fallback(spec, row, o, lr, weight_decay, hyperparameters)
     origins |= origin
+    transfer = make_transfer(o["transfer"]) if "transfer" in o else None
+    if transfer is not None and row is not None:
+        refused = [text for text in (no_rule(row, hyperparameters),) if text]
+        hyperparameters |= {"lr": lr, "weight_decay": weight_decay}
+        hyperparameters, fallback, missing = follow_run(transfer, row, hyperparameters, fallback, facts, origins)
+        lr, weight_decay = hyperparameters.pop("lr"), hyperparameters.pop("weight_decay")
+        if refused or (missing and complete):
+            raise RecipeError([*refused, *missing])
+        origins["transfer"] = Provenance(number=str(transfer), origin="yours", note=" ".join(missing))
     parts, part_globs, origin = _parts(spec, o)
     origins |= origin
     hint = "a hint, no callback can set it"
@@ -123,6 +135,7 @@ def _resolve(spec: RecipeSpec, overrides: Mapping[str, Any], facts: RunFacts, *,
         parts=parts,
         part_globs=part_globs,
         trains=spec.trains,
+        transfer=transfer,
         hints={name: value.number for name, value in spec.hints.items()},
         notes=batch_notes(spec, facts, origins["lr"].note, own_optimizer=optimizer == spec.optimizer.number),
         facts=facts,

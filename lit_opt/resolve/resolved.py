@@ -8,6 +8,7 @@ from typing import Any
 
 from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, Value
 from lit_opt.schedules import Schedule
+from lit_opt.transfer.spec import Transfer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +83,7 @@ class ResolvedRecipe:
         parts: Learning-rate multipliers of a model's parts.
         part_globs: Where the user says that parts lie; the others are found by known names.
         trains: "all" or "adapters".
+        transfer: What the sizes of a small model change for each parameter, or None.
         hints: What a callback cannot set.
         notes: Sentences for the log, such as how the global batch comes about.
         facts: The facts it was resolved with.
@@ -111,6 +113,7 @@ class ResolvedRecipe:
     parts: dict[str, float] = field(default_factory=dict)
     part_globs: dict[str, tuple[str, ...]] = field(default_factory=dict)
     trains: str = "all"
+    transfer: Transfer | None = None
     hints: dict[str, Any] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     facts: RunFacts = field(default_factory=RunFacts)
@@ -141,6 +144,7 @@ class ResolvedRecipe:
             "fallback": self.fallback,
             "parts": self.parts,
             "part_globs": self.part_globs,
+            "transfer": self.transfer.as_dict() if self.transfer else None,
             "facts": asdict(self.facts),
             "origins": {key: p.origin for key, p in self.provenance.items()},
         }
