@@ -55,6 +55,9 @@ class Transfer:
         """Plain data for checkpoints and loggers: what decides each parameter's multipliers.
 
         Batch and horizon are not in it: their effect is in the recipe's numbers already.
+
+        Returns:
+            The shapes of the base, or its name before they are known, and the fields that choose rules.
         """
         base = self.base.as_dict() if isinstance(self.base, BaseShapes) else name_of(self.base)
         return {"base": base, "width": self.width, "depth": self.depth, "weight_decay": self.weight_decay}
