@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_opt.averaging.shards import local
 from lit_opt.callbacks.ema import EMA
+from lit_opt.errors import RecipeError
 
 
 class OptimizersAverages(EMA):
@@ -33,9 +34,20 @@ class OptimizersAverages(EMA):
         self._unread = False
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Continue from a checkpoint."""
+        """Continue from a checkpoint.
+
+        Raises:
+            RecipeError: The optimizer that steps has no averages: the module's own was kept.
+        """
         super().on_train_start(trainer, pl_module)
         self._optimizer = trainer.optimizers[0]
+        if not hasattr(self._optimizer, "eval"):
+            raise RecipeError(
+                [
+                    f"existing: 'keep' keeps {type(self._optimizer).__name__}, and the recipe's optimizer, which would average "
+                    "the weights itself, does not run. Give existing='replace', or another optimizer= and ema= for averages."
+                ]
+            )
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int

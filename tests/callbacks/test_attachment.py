@@ -110,6 +110,15 @@ def test_inside_ones_own_method_with_the_recipe_as_callback() -> None:
     assert module_kept.seen == module.seen
 
 
+def test_an_optimizer_that_is_kept_has_no_averages_of_the_recipes() -> None:
+    """Found by the fuzz."""
+    recipe = Recipe("llm", optimizer="schedule_free_adamw", lr=0.01, weight_decay=0.01, existing="keep", clip=0)
+    module = OwnSGD()
+    with pytest.raises(RecipeError, match="existing: 'keep' keeps SGD, and the recipe's optimizer"):
+        fit(module, recipe)
+    assert "configure_optimizers" not in vars(module)
+
+
 def test_inside_ones_own_method_alone() -> None:
     class Own(Net):
         def __init__(self, recipe: Recipe) -> None:
