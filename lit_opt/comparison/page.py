@@ -28,6 +28,7 @@ figcaption, .soft { color: var(--soft); font-size: 0.9rem; max-width: 44rem; }
 table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; font-size: 0.93rem; }
 th, td { text-align: left; vertical-align: top; padding: 0.35rem 0.8rem 0.35rem 0; border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 600; }
+th, td:first-child { overflow-wrap: normal; }
 .better { color: #00694c; } .worse { color: #a63d00; } .verdict { font-weight: 700; }
 sup a { text-decoration: none; color: var(--soft); }
 details { margin: 0.6rem 0; } summary { cursor: pointer; }
@@ -37,7 +38,7 @@ code { font-size: 0.85rem; }
   thead { display: none; }
   table, tbody, tr, td { display: block; width: 100%; }
   tr { border: 1px solid var(--line); border-radius: 6px; margin: 0.6rem 0; padding: 0.3rem 0.7rem; }
-  td { border: 0; padding: 0.1rem 0; }
+  td, td:first-child { border: 0; padding: 0.1rem 0; overflow-wrap: anywhere; }
   td::before { content: attr(data-label) " "; color: var(--soft); font-size: 0.85rem; }
 }
 """
