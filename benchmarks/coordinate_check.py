@@ -90,6 +90,11 @@ def report() -> str:
         "attention and MLP grow with the width, unless the module multiplies the logits by width of the base / width. A "
         "coordinate check says that steps keep their size, not that the best rate stays: no sweep of rates was run here.",
         "",
+        "Beyond 0.1: adam and rmsprop, whose L2 decay is normalised with the gradient. The rule multiplies it by the width, as "
+        "microsoft/mup does, and then it crowds out the gradient of wide models; take adamw, or no decay. A rule by the size of "
+        "the gradient's entries was tried and not kept: adam -0.16, rmsprop +0.32. lion and signum are beyond it in the head "
+        "alone, whose initial part dies out with the width; sgd, nesterov and splus as the table says.",
+        "",
         "| optimizer | widths | seeds | worst slope with the transfer | layer | worst without | s of CPU |",
         "|---|---|---:|---:|---|---:|---:|",
     ]

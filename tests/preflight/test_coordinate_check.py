@@ -64,6 +64,7 @@ def test_one_width_is_refused() -> None:
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "140")
     sizes = {"layers": 1, "heads": 1, "width": 16, "mlp_width": 32}
     config = {
         "recipe": {
