@@ -56,19 +56,6 @@ def values_at(box: Mapping[str, tuple[float, float]], unit: tuple[float, ...]) -
     }
 
 
-def values_of(arm: Arm, point: int, seed: int, study: int) -> dict[str, float]:
-    """The tuned values of a point of an arm's search; point 0 is its published start.
-
-    Example:
-        >>> arm = Arm("a", "cnn", {}, {"lr": 0.1}, {"lr": (0.01, 1.0)})
-        >>> values_of(arm, 0, 0, 0), 0.01 < values_of(arm, 1, 0, 0)["lr"] < 1.0
-        ({'lr': 0.1}, True)
-    """
-    if point == 0:
-        return dict(arm.start)
-    return dict(arm.start) | values_at(arm.box, unit_points(point, seed, study)[-1])
-
-
 def widened(arm: Arm, sides: Mapping[str, str]) -> tuple[Arm, dict[str, tuple[float, float]]]:
     """The arm with a box that is one decade wider on some sides, and the box of what was added.
 

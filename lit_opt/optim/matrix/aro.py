@@ -16,9 +16,6 @@ from lit_opt.optim.matrix.layout import blocks, shape_of
 from lit_opt.optim.matrix.plan import Chunk, Slot
 from lit_opt.optim.matrix.stages import Group, Stages
 
-BASES = ("sinkhorn", "row", "sign")
-SINKHORN = ("simultaneous", "alternating")
-ORIENTATIONS = ("smaller_side", "rows")
 # Columns of a QR of which less than this many times the root of the rounding is their own follow those before them.
 # With 16, one run of eight on gradients of low rank in float32 ends more than 0.1 of the way from another; with 64 none.
 _DEPENDENT = 64

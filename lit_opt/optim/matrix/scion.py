@@ -15,7 +15,6 @@ from lit_opt.optim.matrix.engine import MatrixOptimizer
 from lit_opt.optim.matrix.groups import group_label
 from lit_opt.optim.matrix.stages import Group, Stages, States
 
-NORMS = ("Auto", "Spectral", "SpectralConv", "Sign", "ColNorm", "RowNorm", "BiasRMS")
 _ORTHOGONAL = ("Auto", "Spectral", "SpectralConv")
 # Norm -> options that norm_kwargs may have, and their defaults.
 _OPTIONS: Mapping[str, Mapping[str, bool]] = {
