@@ -24,6 +24,8 @@ from lit_opt.errors import RecipeError
 # Where Lightning's sharded strategies put everything but the shards, and what torch writes after the last shard.
 _SHARDED = ("meta.pt", ".metadata")
 _ZIP = b"PK\x03\x04"
+# The bit for a folder in a record's attributes; torch.save writes none.
+_FOLDER = 0x10
 # What torch.save wrote before version 1.6: a pickle, in which nothing can be checked but by reading it.
 _BEFORE_ZIP = b"\x80\x02\x8a\nl\xfc\x9cF\xf9"
 
@@ -77,12 +79,15 @@ def _damage(path: Path, size: int, changed: int) -> str:
     try:
         with zipfile.ZipFile(path) as archive:
             broken = archive.testzip()
+            folders = [record.filename for record in archive.infolist() if record.external_attr & _FOLDER]
     except zipfile.BadZipFile as error:
         return "it is cut short" if "not a zip file" in str(error) else f"it is damaged ({error})"
     except Exception as error:  # a damaged archive makes the reader fail in any way
         return f"it is damaged ({type(error).__name__}: {error})"
     if broken:
         return f"it is damaged (checksum of {broken})"
+    if folders:  # torch's reader takes such a record for empty, and leaves the tensor's memory as it was
+        return f"it is damaged ({folders[0]} is marked as a folder)"
     try:  # its reader of archives is stricter; with mmap it does not read the tensors
         torch.load(path, weights_only=True, map_location="meta", mmap=True)
     except RuntimeError as error:

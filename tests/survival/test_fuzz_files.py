@@ -159,6 +159,16 @@ def test_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     assert sum(outcomes) < 50
 
 
+def test_a_record_marked_as_a_folder(checkpoint: Path, tmp_path: Path) -> None:
+    """torch.load would leave the tensor's memory as it was before."""
+    content, path = bytearray(checkpoint.read_bytes()), tmp_path / "edited.ckpt"
+    last = content.rindex(b"archive/data/") - 46  # the record's entry in the table of contents
+    assert content[last : last + 4] == b"PK\x01\x02"
+    content[last + 38] |= 0x10
+    path.write_bytes(content)
+    assert "marked as a folder" in damage(path)
+
+
 @pytest.mark.slow
 def test_many_checkpoints(checkpoint: Path, tmp_path: Path) -> None:
     content, whole, rng = checkpoint.read_bytes(), str(torch.load(checkpoint, weights_only=True)), random.Random()
