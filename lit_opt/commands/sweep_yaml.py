@@ -10,8 +10,6 @@ import yaml
 
 from lit_opt.errors import RecipeError
 
-# Of a recipe's section, what belongs to a run and not to what was tuned: it is the large model's own.
-OF_THE_RUN = ("batch_size", "batch_tokens", "total_steps", "existing", "on_resume", "on_nonfinite")
 _WIDTH = 110
 
 

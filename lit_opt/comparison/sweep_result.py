@@ -183,12 +183,8 @@ def sweep_sentences(found: Found) -> list[str]:
         )
     others = len(found.valley()) - 1
     if others:
-        spans = [
-            f"{name} {min(p.values[name] for p in found.valley()):.4g} to {max(p.values[name] for p in found.valley()):.4g}"
-            for name in found.tuned
-        ]
         count = "one other point is" if others == 1 else f"{others} other points are"
-        lines.append(f"The valley: {count} as good (within 1 % or seed noise), {', '.join(spans)}.")
+        lines.append(f"The valley: {count} as good (within 1 % or seed noise), {spans(found)}.")
     else:
         lines.append("The valley is narrow: no other point is within 1 % or seed noise.")
     if found.protocol.seeds == 1:
@@ -199,6 +195,22 @@ def sweep_sentences(found: Found) -> list[str]:
             "better one may lie beyond."
         )
     return lines
+
+
+def spans(found: Found) -> str:
+    """From where to where the valley goes, in words.
+
+    Example:
+        >>> protocol = Protocol((), "a", "loss", "min", 1, (0, 1), 3, 1)
+        >>> points = (Point({"lr": 0.1}, (2.0,), "best"), Point({"lr": 0.2}, (2.01,), "1 %"), Point({"lr": 0.4}, (3.0,), ""))
+        >>> spans(Found(protocol, ("lr",), points, points[0], points[0], {}, 0))
+        'lr 0.1 to 0.2'
+    """
+    valley = found.valley()
+    return ", ".join(
+        f"{name} {min(p.values[name] for p in valley):.4g} to {max(p.values[name] for p in valley):.4g}"
+        for name in found.tuned
+    )
 
 
 def _named(point: Point, names: Sequence[str]) -> str:
