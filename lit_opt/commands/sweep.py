@@ -12,7 +12,7 @@ from lit_opt.commands.from_config import parse_config
 from lit_opt.commands.sweep_recipe import Carried, large_model, origin, refuse_untransferable, small_model
 from lit_opt.comparison.sweep import read_sweep, sweep
 from lit_opt.comparison.sweep_plot import draw_sweep
-from lit_opt.comparison.sweep_result import Found, sweep_sentences, sweep_table
+from lit_opt.comparison.sweep_result import Found, sweep_sentences, sweep_table, sweep_title
 from lit_opt.errors import RecipeError
 
 NAME = "transferred.yaml"
@@ -80,7 +80,7 @@ def run_sweep(options: Mapping[str, Any], args: Sequence[str], show: Callable[..
     if found is None:
         return 0
     width = None if sys.stdout.isatty() else 100
-    show("", sweep_table(found), "", *sweep_sentences(found), width=width)
+    show("", sweep_title(found), sweep_table(found), "", *sweep_sentences(found), width=width)
     if found.best is not None:
         print(_drawn(found, folder / "sweep.png"))
     if found.chosen is None or found.edges:

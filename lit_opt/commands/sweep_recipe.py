@@ -104,19 +104,14 @@ def small_model(config: Any) -> dict[str, Any]:
     """The model of a config as `transfer.base`.
 
     Raises:
-        RecipeError: There is none, or no recipe, or a transfer already.
+        RecipeError: There is no recipe, or a transfer already.
     """
-    problems = []
-    if config.get("model") is None:
-        problems.append("model: the config names none. Add a section `model:` with class_path and init_args.")
     if config.get("recipe") is None:
-        problems.append("recipe: the config has no section `recipe:`. Add one, such as `recipe: {name: llm}`.")
-    elif config["recipe"].get("transfer") is not None:
-        problems.append(
-            "recipe.transfer: values are tuned on the small model as they are, and the sweep writes the transfer. Leave it out."
+        raise RecipeError(["recipe: the config has no section `recipe:`. Add one, such as `recipe: {name: llm}`."])
+    if config["recipe"].get("transfer") is not None:
+        raise RecipeError(
+            ["recipe.transfer: values are tuned on the small model as they are, and the sweep writes it. Leave it out."]
         )
-    if problems:
-        raise RecipeError(problems)
     section = config["model"].as_dict()
     arguments = writable(section.get("init_args") or {}, "model.init_args")
     return {"class_path": section["class_path"], "init_args": arguments}

@@ -93,8 +93,9 @@ def _curve(axes: Axes, found: Found, done: Sequence[Point], failed: Sequence[Poi
 
 
 def _bounds(found: Found, done: Sequence[Point]) -> tuple[float, float]:
-    """From the best to the worst, without the last quarter: one rate that is far off would flatten all others."""
-    means = sorted((point.mean for point in done), reverse=found.protocol.mode == "max")
-    kept = means[: max(2, math.ceil(0.75 * len(means)))]
-    every = [m for p in done if p.mean in kept for m in p.metrics]
-    return min(every), max(every)
+    """From the best to the worst, without what is far off and would flatten all others."""
+    assert found.best is not None
+    away = sorted(abs(point.mean - found.best.mean) for point in done)
+    limit = 3 * away[math.ceil(0.75 * len(away)) - 1]
+    shown = [m for point in done if abs(point.mean - found.best.mean) <= limit for m in point.metrics]
+    return min(shown), max(shown)

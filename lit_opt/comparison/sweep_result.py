@@ -124,25 +124,29 @@ def _as_good(costs: Sequence[Sequence[float]], index: int, best: int | None) -> 
     return "seed noise" if within_noise(costs[index], costs[best]) else ""
 
 
+def sweep_title(found: Found) -> str:
+    """What the table shows.
+
+    Example:
+        >>> sweep_title(Found(Protocol((), "a", "loss", "min", 1000, (0, 1000), 3, 2), ("lr",), (), None, None, {}, 0))
+        'loss after 1,000 steps, mean of 2 seeds; lower is better'
+    """
+    protocol = found.protocol
+    seeds = f"mean of {protocol.seeds} seeds" if protocol.seeds > 1 else "one seed"
+    better = "lower" if protocol.mode == "min" else "higher"
+    return f"{protocol.metric} after {protocol.budget_steps:,} steps, {seeds}; {better} is better"
+
+
 def sweep_table(found: Found) -> Table:
-    """For a terminal.
+    """For a terminal, to be put below `sweep_title`.
 
     Example:
         >>> protocol = Protocol((), "a", "loss", "min", 1, (0, 1), 3, 1)
         >>> sweep_table(Found(protocol, ("lr",), (), None, None, {}, 0)).row_count
         0
     """
-    protocol = found.protocol
-    seeds = f"mean of {protocol.seeds} seeds" if protocol.seeds > 1 else "one seed"
-    better = "lower" if protocol.mode == "min" else "higher"
-    table = Table(
-        title=f"{protocol.metric} after {protocol.budget_steps:,} steps, {seeds}; {better} is better",
-        title_justify="left",
-        box=None,
-        pad_edge=False,
-        padding=(0, 2, 0, 0),
-    )
-    for name in (*found.tuned, protocol.metric, "sd", "to the best", ""):
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for name in (*found.tuned, found.protocol.metric, "sd", "to the best", ""):
         table.add_column(name, justify="left" if name == "" else "right")
     for point in found.points:
         table.add_row(*(f"{point.values[name]:.4g}" for name in found.tuned), *_cells(point, found))
@@ -185,10 +189,13 @@ def sweep_sentences(found: Found) -> list[str]:
     if others:
         count = "one other point is" if others == 1 else f"{others} other points are"
         lines.append(f"The valley: {count} as good (within 1 % or seed noise), {spans(found)}.")
-    else:
+        beyond = [name for name in found.tuned if not found.edges and _reaches_an_end(found, name)]
+        if beyond:
+            lines.append(f"In {' and '.join(beyond)} it reaches the end of what was tried, and may go on beyond it.")
+    elif not found.edges:
         lines.append("The valley is narrow: no other point is within 1 % or seed noise.")
     if found.protocol.seeds == 1:
-        lines.append("With one seed nothing is known of its noise; --seeds 3 would tell (in another folder).")
+        lines.append("With one seed nothing is known of seed noise; --seeds 3 in another folder would tell.")
     for name, side in found.edges.items():
         lines.append(
             f"{name} {chosen.values[name]:.4g} stands at the {'upper' if side == 'high' else 'lower'} edge of what was tried: a "
@@ -211,6 +218,11 @@ def spans(found: Found) -> str:
         f"{name} {min(p.values[name] for p in valley):.4g} to {max(p.values[name] for p in valley):.4g}"
         for name in found.tuned
     )
+
+
+def _reaches_an_end(found: Found, name: str) -> bool:
+    tried = [point.values[name] for point in found.points]
+    return any(point.values[name] in (min(tried), max(tried)) for point in found.valley())
 
 
 def _named(point: Point, names: Sequence[str]) -> str:
