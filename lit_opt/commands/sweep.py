@@ -66,7 +66,8 @@ def run_sweep(options: Mapping[str, Any], args: Sequence[str], show: Callable[..
         }
     )
     rules = {name: options[name] for name in ("depth", "batch", "horizon") if options[name]}
-    carried = Carried(options["config"], base, task.recipes[request.baseline][1], rules, large_model(options["target"]))
+    name, keywords = task.recipes[request.baseline]
+    carried = Carried(options["config"], base, name, keywords, rules, large_model(options["target"]))
     folder = Path(options["out"])
     found = sweep(
         task,

@@ -51,6 +51,7 @@ class Carried:
     Args:
         config: Of the small model, as it was typed.
         base: The small model: class_path and init_args.
+        name: Of its recipe.
         keywords: Of its recipe.
         rules: depth, batch and horizon of the transfer, where they are asked for.
         large: The large model's config, or None.
@@ -58,6 +59,7 @@ class Carried:
 
     config: str
     base: dict[str, Any]
+    name: str
     keywords: dict[str, Any]
     rules: dict[str, Any]
     large: Large | None
@@ -92,12 +94,11 @@ class Carried:
         """What the large model's own section said, and the written one does not say."""
         if self.large is None:
             return []
-        ours = ("name", "lr", "weight_decay", "transfer", *OF_THE_RUN)
-        return [
-            key
-            for key, value in self.large.recipe.items()
-            if key not in ours and value is not None and writable(self.keywords.get(key), key) != value
-        ]
+        said = {key: value for key, value in self.large.recipe.items() if value is not None}
+        tuned = ("name", "lr", "weight_decay", *OF_THE_RUN)
+        other = [f"name {said['name']}"] if said.get("name", self.name) != self.name else []
+        kept = {key: writable(value, key) for key, value in self.keywords.items()}
+        return other + [key for key, value in said.items() if key not in tuned and kept.get(key) != value]
 
 
 def small_model(config: Any) -> dict[str, Any]:

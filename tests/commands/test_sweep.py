@@ -17,6 +17,7 @@ from torch import nn
 
 from lit_opt import Recipe
 from lit_opt.cli import main
+from lit_opt.commands.sweep_recipe import Carried, Large
 from lit_opt.commands.sweep_yaml import put_recipe, writable
 from lit_opt.comparison.ledger import Ledger
 from lit_opt.comparison.records import Arm, Protocol, Reading, Run
@@ -258,22 +259,37 @@ def test_without_a_target_the_section_alone_beside_the_large_config(configs, cap
     assert f"{content['recipe']['lr'] / 4:.4g}" in capsys.readouterr().out
 
 
-def test_two_values_start_from_the_configs_own_and_the_fallback_moves_along(configs, capsys):
-    small = yaml.safe_load(SMALL) | {"recipe": {"name": "llm/muon"}}
-    Path("small.yaml").write_text(yaml.safe_dump(small))
-    code = main([*command("--param=weight_decay", "--target=large.yaml", "--extend=1"), "--trials=6", "--seeds=1"])
+def test_two_values_start_from_the_configs_own(configs):
+    assert main([*command("--param=weight_decay"), "--trials=4", "--seeds=1"]) in (0, 1)
     progress = progress_of(Ledger(Path("out")).read())
-    found = found_in(progress)
-    assert found.tuned == ("lr", "weight_decay") and len(found.points) >= 6
     (arm,) = progress.protocol.arms
-    first = next(run for run in progress.runs.values() if run.point == 0)
-    assert first.values == arm.start
+    assert found_in(progress).tuned == ("lr", "weight_decay")
+    by_point = {run.point: run.values for run in progress.runs.values()}
+    assert by_point[0] == arm.start == {"lr": 0.1, "weight_decay": 0.1}
+    scattered = [tuple(by_point[i].values()) for i in (1, 2, 3)]
+    assert len({lr for lr, _ in scattered}) == len({decay for _, decay in scattered}) == 3
     assert Path("out/sweep.png").stat().st_size > 5000
-    assert code == (1 if found.edges else 0)
-    if not code:
-        recipe = yaml.safe_load(Path("out/transferred.yaml").read_text())["recipe"]
-        start = progress.protocol.settings["fallback"]["llm/muon"]["lr"]
-        assert recipe["fallback"]["lr"] / recipe["lr"] == pytest.approx(start / arm.start["lr"])
+    assert Path("out/transferred.yaml").exists() == (not found_in(progress).edges)
+
+
+def test_what_is_carried_over_and_what_is_left_out():
+    arm = Arm("llm/muon", "llm/muon", {}, {"lr": 0.02, "weight_decay": 0.1}, {"lr": (0.002, 0.2)})
+    settings = {"fallback": {"llm/muon": {"lr": 1e-3}}, "samples_per_step": 16}
+    protocol = Protocol((arm,), "llm/muon", "val_loss", "min", 8, (0, 8), 5, 1, settings=settings)
+    own = {"name": "llm", "clip": 1.0, "ema": 0.99, "total_steps": 2, "transfer": {"base": {"class_path": "my.Model"}}}
+    base = {"class_path": "my.Small", "init_args": {"width": 8}}
+    large = Large("large.yaml", LARGE, own)
+    carried = Carried("small.yaml", base, "llm/muon", {"clip": 1.0, "batch_size": 4}, {"horizon": "lr"}, large)
+    assert carried.recipe(protocol, {"lr": 0.04, "weight_decay": 0.1}) == {
+        "name": "llm/muon",
+        "lr": 0.04,
+        "weight_decay": 0.1,
+        "fallback": {"lr": 2e-3},
+        "clip": 1.0,
+        "total_steps": 2,
+        "transfer": {"base": base, "horizon": "lr", "base_batch_size": 16, "base_total_steps": 8},
+    }
+    assert carried.left_out() == ["name llm", "ema", "transfer"]
 
 
 def test_an_edge_writes_nothing(configs, capsys):
