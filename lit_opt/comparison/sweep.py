@@ -225,10 +225,14 @@ def announced(protocol: Protocol, estimate: Mapping[str, float], workers: int, e
         f"steps: {duration(seconds)}{with_workers}.",
     ]
     if extend:
-        lines.append(f"Should the best stand at an edge, up to {extend} rounds of half as many points beyond it.")
+        lines.append(f"Should the best stand at an edge, half as many points beyond it, up to {_times(extend)}.")
     if resumed:
         lines.append(f"{resumed} holds the beginning; what is done is kept.")
     return "\n".join(lines)
+
+
+def _times(count: int) -> str:
+    return {1: "once", 2: "twice"}.get(count, f"{count} times")
 
 
 def _start(start: Mapping[str, float]) -> str:

@@ -6,6 +6,7 @@ import math
 import multiprocessing
 import os
 import signal
+import sys
 import time
 from collections import Counter
 from pathlib import Path
@@ -302,7 +303,7 @@ def test_an_edge_writes_nothing(configs, capsys):
 def test_a_dry_run_writes_nothing(configs, capsys):
     assert main(command("--dry-run", "--extend=2")) == 0
     said = capsys.readouterr().out
-    assert "10 runs of 8 steps" in said and "up to 2 rounds" in said
+    assert "10 runs of 8 steps" in said and "half as many points beyond it, up to twice" in said
     assert not Path("out").exists()
 
 
@@ -413,3 +414,11 @@ def test_the_help_teaches(capsys):
     said = capsys.readouterr().out
     for words in ("--dry-run", "--target large.yaml", "exit codes: 0 done, 1", "resumes after any stop"):
         assert words in said
+
+
+def test_a_class_in_the_working_folder_is_found_from_a_config_below_it(configs, monkeypatch):
+    monkeypatch.setattr(sys, "path", [folder for folder in sys.path if folder not in ("", str(configs))])
+    Path("beside_me.py").write_text("from tests.comparison.toy import Net as Mine\n")
+    Path("runs").mkdir()
+    Path("runs/mine.yaml").write_text(SMALL.replace("tests.comparison.toy.Net", "beside_me.Mine"))
+    assert main(["plan", "--config=runs/mine.yaml"]) == 0
