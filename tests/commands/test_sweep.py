@@ -14,14 +14,14 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from torch import nn
+from torch import Tensor, nn
 
 from lit_opt import Recipe
 from lit_opt.cli import main
 from lit_opt.commands.sweep_recipe import Carried, Large
 from lit_opt.commands.sweep_yaml import put_recipe, writable
 from lit_opt.comparison.ledger import Ledger
-from lit_opt.comparison.records import Arm, Protocol, Reading, Run
+from lit_opt.comparison.records import Arm, Protocol, Reading, Run, State
 from lit_opt.comparison.stages import Progress, progress_of
 from lit_opt.comparison.sweep import read_sweep, sweep
 from lit_opt.comparison.sweep_result import found_in, sweep_sentences
@@ -84,14 +84,17 @@ def command(*more, param="lr", out="out"):
 class Bowl(Net):
     """Half the sum of h w^2, from w = 1: after K steps of gradient descent w is (1 - lr h)^K, whatever the batch."""
 
+    h: Tensor
+
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        self.layers = nn.Sequential(nn.Linear(2, 1, bias=False))
-        nn.init.ones_(self.layers[0].weight)
+        self.layers = nn.Sequential()
+        self.bowl = nn.Linear(2, 1, bias=False)
+        nn.init.ones_(self.bowl.weight)
         self.register_buffer("h", torch.tensor([[1.0, 0.1]]))
 
     def value(self):
-        return (self.h * self.layers[0].weight.square()).sum() / 2
+        return (self.h * self.bowl.weight.square()).sum() / 2
 
     def training_step(self, batch, batch_idx):
         return self.value()
@@ -164,11 +167,11 @@ def made(costs, *, tuned=("lr",), trials=3):
     arm = Arm("llm", "llm", {}, start, {name: (start[name] / 10, start[name] * 10) for name in tuned})
     protocol = Protocol((arm,), "llm", "val_loss", "min", 4, (0, 4), trials, len(costs[0]))
     empty = Progress(protocol, protocol, "", {}, {}, Counter(), (), None, None)
-    index = Counter()
+    index: Counter[int] = Counter()
     for job in sweep_jobs(empty):
         cost = costs[job.point][index[job.point]]
         index[job.point] += 1
-        state = "done" if math.isfinite(cost) else "diverged"
+        state: State = "done" if math.isfinite(cost) else "diverged"
         empty.runs[job.key] = Run(
             job.key, "tune", 0, "llm", job.point, job.seed, job.values, state, {"raw": (Reading(4, 4, 0.0, 0.0, cost),)}
         )
@@ -213,6 +216,7 @@ def test_the_large_models_config_goes_through_plan_and_fit(configs, capsys):
     found = found_in(progress_of(Ledger(Path("out")).read()))
     text = Path("out/transferred.yaml").read_text()
     recipe = yaml.safe_load(text)["recipe"]
+    assert found.chosen is not None
     best = found.chosen.values["lr"]
     assert recipe == {
         "name": "llm",
