@@ -129,6 +129,7 @@ def run_worker(out: str) -> int:
     folder = Path(out)
     if not folder.is_dir():
         raise RecipeError([f"out: {folder}: no such folder. `lit-opt compare --config ...` begins a comparison."])
+    _refuse_a_sweep(folder)
     command = progress_of(Ledger(folder).read()).opened["command"]
     if command is None:
         raise RecipeError(
@@ -142,8 +143,17 @@ def run_worker(out: str) -> int:
 
 def run_report(out: str) -> int:
     """Write the report of a folder anew."""
+    _refuse_a_sweep(Path(out))
     write_report(out)
     return 0
+
+
+def _refuse_a_sweep(folder: Path) -> None:
+    opened = Ledger(folder).read().of("opened") if folder.is_dir() else iter(())
+    if any("tuned" in event["request"] for _, event in opened):
+        raise RecipeError(
+            [f"out: {folder} holds a sweep. The same `lit-opt sweep` command resumes it, joins it and shows its table."]
+        )
 
 
 def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:

@@ -245,6 +245,8 @@ def test_the_large_models_config_goes_through_plan_and_fit(configs, capsys):
     assert Path("out/ledger.jsonl").read_bytes() == ledger and Path("out/transferred.yaml").read_text() == text
     assert main(command("--target=large.yaml", "--trials=4")) == 2
     assert "trials: 5 then, 4 now" in capsys.readouterr().err
+    assert main(["compare", "report", "--out=out"]) == main(["compare", "worker", "--out=out"]) == 2
+    assert "out holds a sweep. The same `lit-opt sweep` command" in capsys.readouterr().err
     assert main(command("--target=large.yaml", param="weight_decay")) == 2
     assert "tuned: ['lr'] then, ['weight_decay'] now" in capsys.readouterr().err
 
