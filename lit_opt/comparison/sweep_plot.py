@@ -61,6 +61,10 @@ def draw_sweep(found: Found, path: Path) -> Path:
         axes.set_yscale("log")
         axes.set_ylabel(second)
         figure.colorbar(shown, extend="max" if found.protocol.mode == "min" else "min", label=found.protocol.metric)
+        box = found.protocol.arms[0].box
+        for name, limit in ((first, axes.set_xlim), (second, axes.set_ylim)):
+            tried = [*box[name], *(point.values[name] for point in found.points)]
+            limit(min(tried) / 1.1, max(tried) * 1.1)
         for point in found.valley():
             weight = 2.2 if point is found.best else 1.0
             place = ([point.values[first]], [point.values[second]])
