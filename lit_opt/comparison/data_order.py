@@ -2,7 +2,8 @@
 
 With Lightning 2.6 and a plain `DataLoader(shuffle=True)` an optimizer that draws a random number, another dropout or one
 layer more changes the order of the data from the second epoch on, since all draw from one global generator. Here the
-loader gets a generator of its own, and the global ones are seeded before each batch is fetched, and again after it.
+loader gets a generator of its own, and the global ones are seeded before each batch is fetched: what the module draws when
+the batch is brought to its device follows from there. Before its first pass they are seeded again (`Observer.before_pass`).
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from lit_opt.errors import RecipeError
 # Of each tensor of a batch at most so many bytes are hashed, in pieces that are spread evenly over it.
 SAMPLED = 16_384
 _PIECES = 16
+_PIECE = SAMPLED // _PIECES
+# What a memoryview can be read of as bytes; Python has no float16 and no bfloat16.
+_AS_BYTES = {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
 
 
 class OrderedLoader:
@@ -70,8 +74,6 @@ class OrderedLoader:
             except StopIteration:
                 return
             update_hash(self.hash, batch)
-            # What the module draws when it gets the batch does not depend on what fetching it has drawn.
-            seed_all(stream(self._seed, "transfer", self._position))
             self._position += 1
             yield batch
 
@@ -118,15 +120,14 @@ def update_hash(running: Any, batch: Any) -> None:
     """
     if isinstance(batch, Tensor):
         running.update(f"{tuple(batch.shape)}{batch.dtype}".encode())
-        for piece in _pieces(batch):
-            running.update(piece)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            running.update(str(key).encode())
-            update_hash(running, value)
+        running.update(_content(batch))
     elif isinstance(batch, list | tuple):
         running.update(str(len(batch)).encode())
         for value in batch:
+            update_hash(running, value)
+    elif isinstance(batch, Mapping):
+        for key, value in batch.items():
+            running.update(str(key).encode())
             update_hash(running, value)
     elif hasattr(batch, "__dict__") and not callable(batch):
         update_hash(running, vars(batch))
@@ -134,20 +135,26 @@ def update_hash(running: Any, batch: Any) -> None:
         running.update(str(batch).encode()[:SAMPLED])
 
 
-def _pieces(tensor: Tensor) -> Iterator[Any]:
+def _content(tensor: Tensor) -> Any:
+    """What is hashed of a tensor. On the path of every step: few calls, and no copy but that of the pieces."""
     if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        yield str(tensor).encode()
-        return
+        return str(tensor).encode()
     if not tensor.numel():
-        return
-    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
-    if content.size <= SAMPLED:
-        yield content.data
-        return
-    piece = SAMPLED // _PIECES
-    for i in range(_PIECES):
-        start = i * (content.size - piece) // (_PIECES - 1)
-        yield content[start : start + piece].data
+        return b""
+    if (
+        tensor.dtype in _AS_BYTES
+        and tensor.device.type == "cpu"
+        and tensor.is_contiguous()
+        and not tensor.requires_grad
+    ):
+        content = tensor.numpy().data.cast("B")
+    else:
+        content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+    size = len(content)
+    if size <= SAMPLED:
+        return content
+    starts = (i * (size - _PIECE) // (_PIECES - 1) for i in range(_PIECES))
+    return b"".join([content[start : start + _PIECE] for start in starts])
 
 
 def first_dimension(batch: Any) -> int:
@@ -159,11 +166,13 @@ def first_dimension(batch: Any) -> int:
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
+    inner = batch if isinstance(batch, list | tuple) else batch.values() if isinstance(batch, Mapping) else ()
     return next((first_dimension(value) for value in inner if _has_tensor(value)), 1)
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensor, value.values()))
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_has_tensor, value)))
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Mapping) and any(map(_has_tensor, value.values()))

@@ -67,6 +67,10 @@ class Observer(Callback):
         []
     """
 
+    # Lightning comes to every callback at each of these points of a step. What is None is not called and costs nothing.
+    on_train_batch_start = on_before_zero_grad = None  # type: ignore[assignment]
+    on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
+
     def __init__(
         self,
         recipe: Recipe,
@@ -81,6 +85,7 @@ class Observer(Callback):
     ) -> None:
         self.recipe = recipe
         self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
+        self._evaluated = frozenset(eval_steps)
         self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None
@@ -99,9 +104,14 @@ class Observer(Callback):
         self._initial: Any = None
         self._bad: Any = 0.0
         self._evaluating = 0.0
-        self._fresh = False
+        self._fresh = True
 
     # ---- training
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what would end some runs before others."""
+        if trainer.early_stopping_callbacks:
+            raise RecipeError([_early_stopping(type(pl_module).__name__)])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note what is there before the first step."""
@@ -109,16 +119,16 @@ class Observer(Callback):
         self.before = facts_before(trainer, pl_module, self.recipe)
         self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count."""
-        self._fresh = True
-        self.samples += first_dimension(batch)
-        self.batches += 1
+    def before_pass(self, batch: Any) -> None:
+        """Count a new batch, and seed the global generators for its first pass; a second one of SAM goes on from there.
 
-    def seed_noise(self) -> None:
-        """Seed the global generators for the first pass of a batch; a second pass of SAM goes on from there."""
+        Args:
+            batch: What training_step gets.
+        """
         if self._fresh:
             self._fresh = False
+            self.samples += first_dimension(batch)
+            self.batches += 1
             seed_all(stream(self.seed, "noise", self.batches))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
@@ -142,11 +152,12 @@ class Observer(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
+        self._fresh = True
         step = trainer.global_step
         if step == self.step:
             return  # accumulating
         self.step = step
-        evaluates = self.step in self.eval_steps
+        evaluates = step in self._evaluated
         allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
         if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:
             if self.first_loss is None:
@@ -206,6 +217,13 @@ class Observer(Callback):
     def seconds_per_step(self) -> float:
         """The mean, without evaluation and without the first step; nan where there was no other."""
         return self._seconds / self._timed if self._timed else math.nan
+
+
+def _early_stopping(module: str) -> str:
+    return (
+        f"{module}: its configure_callbacks brings EarlyStopping, which would end some runs before others, and a comparison "
+        "needs equal budgets. Leave it out: an argument of the module, such as early_stopping=False, could decide it."
+    )
 
 
 def missing_metric(metric: str, logged: set[str]) -> str:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_opt.comparison.announcement import duration
 from lit_opt.comparison.ledger import Ledger
-from lit_opt.comparison.stages import Progress, is_complete, progress_of, search_jobs
+from lit_opt.comparison.stages import Progress, budgets, horizon_jobs, is_complete, progress_of, search_jobs
 from lit_opt.comparison.task import Task
 from lit_opt.comparison.worker import intact, work
 from lit_opt.errors import RecipeError
@@ -135,12 +135,17 @@ def meter(estimate: Mapping[str, float], quiet: bool) -> Iterator[Callable[[Prog
 def _expected(progress: Progress, estimate: Mapping[str, float]) -> tuple[float, float, str]:
     """Expected seconds of what is done and of all, and where it is."""
     protocol = progress.effective
-    all_runs = {arm.name: protocol.studies * (protocol.trials + protocol.seeds) for arm in protocol.arms}
-    total = sum(estimate[name] * count for name, count in all_runs.items())
-    done = sum(estimate[run.arm] for run in progress.runs.values())
+    total = budgets(protocol) * sum(estimate[arm.name] for arm in protocol.arms)
+    done = (
+        sum(estimate[r.arm] * (r.steps or protocol.budget_steps) for r in progress.runs.values())
+        / protocol.budget_steps
+    )
+    shorter = [run.key for run in progress.runs.values() if run.stage == "horizon"]
     if progress.chosen is None:
         jobs = search_jobs(progress)
         where = f"search {sum(job.key in progress.runs for job in jobs)}/{len(jobs)}"
+    elif shorter:
+        where = f"horizons {len(shorter)}/{len(horizon_jobs(progress))}"
     else:
         confirmed = sum(run.stage == "confirm" for run in progress.runs.values())
         where = f"confirmation {confirmed}/{protocol.studies * protocol.seeds * len(protocol.arms)}"

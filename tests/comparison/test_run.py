@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -224,6 +225,34 @@ def test_how_a_run_ends(module, state, words):
 def test_a_run_that_takes_too_long():
     one = run(settings={"timeout": 1e-6})
     assert (one.state, one.readings["raw"][-1].step) == ("timeout", 0)
+
+
+class Content(Net):
+    def training_step(self, batch, batch_idx):
+        self.trainer.should_stop = self.global_step >= 5
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_module_that_stops_early_is_no_crash_but_refused():
+    with pytest.raises(RecipeError, match=r"6 of 12 steps: a run was stopped early.*trainer.should_stop"):
+        run(module=Content)
+
+
+def test_what_a_module_writes_goes_with_the_run(tmp_path, monkeypatch):
+    """The diffusion workload draws samples into the Trainer's folder, which is the current one if nothing is given."""
+    folders = []
+
+    class Drawing(Net):
+        def on_validation_epoch_end(self):
+            folder = Path(self.trainer.default_root_dir)
+            (folder / f"samples-{self.global_step}.png").write_bytes(b"picture")
+            folders.append(folder)
+
+    monkeypatch.chdir(tmp_path)
+    run(module=Drawing)
+    assert list(tmp_path.iterdir()) == [] and len(set(folders)) == 1 and not folders[0].exists()
+    run(module=Drawing, trainer={"default_root_dir": str(tmp_path)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"samples-{step}.png" for step in (0, 12, 4, 8)]
 
 
 def test_a_far_too_large_rate_diverges():
