@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.comparison.seeds import seed_all, stream, streams
 from lit_opt.errors import RecipeError
 
 # Of each tensor of a batch at most so many bytes are hashed, in pieces that are spread evenly over it.
 SAMPLED = 16_384
 _PIECES = 16
 _PIECE = SAMPLED // _PIECES
-# What a memoryview can be read of as bytes; Python has no float16 and no bfloat16.
-_AS_BYTES = {torch.float32, torch.float64, torch.int64, torch.int32, torch.int16, torch.uint8, torch.int8, torch.bool}
 
 
 class OrderedLoader:
@@ -53,7 +52,8 @@ class OrderedLoader:
                 ]
             )
         self._loader, self._seed = loader, seed
-        self._epoch = self._position = 0
+        self._epoch = 0
+        self._seeds = streams(seed, "batch")
         self.hash = hashlib.sha256()
         inject_generator(loader, stream(seed, "data"))
 
@@ -68,13 +68,12 @@ class OrderedLoader:
         self._epoch += 1
         batches = iter(self._loader)
         while True:
-            seed_all(stream(self._seed, "batch", self._position))
+            seed_all(next(self._seeds))
             try:
                 batch = next(batches)
             except StopIteration:
                 return
             update_hash(self.hash, batch)
-            self._position += 1
             yield batch
 
     def digest(self) -> str:
@@ -118,37 +117,35 @@ def update_hash(running: Any, batch: Any) -> None:
         >>> one.digest() == other.digest()
         False
     """
+    running.update(b"".join(_parts(batch)))
+
+
+def _parts(batch: Any) -> list[Any]:
+    """What is hashed of a batch. On the path of every step, so few calls."""
     if isinstance(batch, Tensor):
-        running.update(f"{tuple(batch.shape)}{batch.dtype}".encode())
-        running.update(_content(batch))
-    elif isinstance(batch, list | tuple):
-        running.update(str(len(batch)).encode())
-        for value in batch:
-            update_hash(running, value)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            running.update(str(key).encode())
-            update_hash(running, value)
-    elif hasattr(batch, "__dict__") and not callable(batch):
-        update_hash(running, vars(batch))
-    else:
-        running.update(str(batch).encode()[:SAMPLED])
+        return [_header(batch.shape, batch.dtype), _content(batch)]
+    if isinstance(batch, list | tuple):
+        return [str(len(batch)).encode(), *(part for value in batch for part in _parts(value))]
+    if isinstance(batch, Mapping):
+        return [part for key, value in batch.items() for part in (str(key).encode(), *_parts(value))]
+    if hasattr(batch, "__dict__") and not callable(batch):
+        return _parts(vars(batch))
+    return [str(batch).encode()[:SAMPLED]]
+
+
+@lru_cache
+def _header(shape: torch.Size, dtype: torch.dtype) -> bytes:
+    return f"{tuple(shape)}{dtype}".encode()
 
 
 def _content(tensor: Tensor) -> Any:
-    """What is hashed of a tensor. On the path of every step: few calls, and no copy but that of the pieces."""
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        return str(tensor).encode()
-    if not tensor.numel():
-        return b""
-    if (
-        tensor.dtype in _AS_BYTES
-        and tensor.device.type == "cpu"
-        and tensor.is_contiguous()
-        and not tensor.requires_grad
-    ):
+    """Of a tensor of numbers its bytes, without a copy where it lies in memory in one piece, and of a large one pieces."""
+    try:
         content = tensor.numpy().data.cast("B")
-    else:
+    except (TypeError, ValueError, RuntimeError):
+        # On an accelerator, with a gradient or strides, empty, or of a type that Python's memoryview does not have.
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            return str(tensor).encode()
         content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
     size = len(content)
     if size <= SAMPLED:

@@ -13,7 +13,7 @@ from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
 from lit_opt.comparison.facts import facts_before
 from lit_opt.comparison.records import Reading
-from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.comparison.seeds import seed_all, stream, streams
 from lit_opt.errors import RecipeError
 
 # A run has diverged when its loss is that many times the first one for that share of the budget, or is not finite.
@@ -105,6 +105,7 @@ class Observer(Callback):
         self._bad: Any = 0.0
         self._evaluating = 0.0
         self._fresh = True
+        self._noise = streams(seed, "noise", first=1)
 
     # ---- training
 
@@ -129,7 +130,7 @@ class Observer(Callback):
             self._fresh = False
             self.samples += first_dimension(batch)
             self.batches += 1
-            seed_all(stream(self.seed, "noise", self.batches))
+            seed_all(next(self._noise))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Count the passes; compare the loss with the first one."""

@@ -94,7 +94,9 @@ def test_the_announcement_counts_them(tmp_path, capsys):
     plan = compare(Net, Data, **(FITTED | {"quiet": False}), out=tmp_path / "out", dry_run=True)
     # 2 x (1 + 2) whole runs, and 2 x 2 of each of 8 and 12 steps
     assert (plan["runs"], plan["steps"], plan["samples"]) == (14, 6 * 16 + 4 * 20, (6 * 16 + 4 * 20) * 16)
-    assert plan["hours"] == pytest.approx(11 / 16 * 8 * sum(plan["seconds_per_run"].values()) / 2 / 3600, abs=0.001)
+    assert plan["hours"] == pytest.approx(
+        (1 + 2 + 2 * 20 / 16) * sum(plan["seconds_per_run"].values()) / 3600, abs=0.001
+    )
     assert "Horizons: 8 shorter runs of 8 and 12 steps, each with a schedule of its length." in capsys.readouterr().out
 
 
