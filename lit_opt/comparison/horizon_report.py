@@ -9,7 +9,7 @@ from typing import Any
 
 from lit_opt.comparison.plots import colour_of
 from lit_opt.comparison.tables import table
-from lit_opt.comparison.words import interval, rounded
+from lit_opt.comparison.words import interval, rounded, speedup_text
 
 Results = dict[str, Any]
 
@@ -143,8 +143,9 @@ def _ratio(results: Results, name: str, block: Results) -> str:
     ratio = block["speedup"]
     if not ratio or ratio["ratio"] is None:
         return "none"
-    high = "open" if ratio["high"] is None else f"{ratio['high']:.3g}"
-    text = f"{ratio['ratio']:.3g}x [{ratio['low']:.3g} to {high}]"
+    text = speedup_text(ratio)
+    if ratio["low"] == ratio["high"]:  # all seeds need runs of the same length, so the spacing is all that is open
+        text = text.partition(" ")[0]
     if ratio["spacing_low"] is None:
         return f"{text}, with misses"
     open_end = ratio["spacing_high"] is None or math.isinf(ratio["spacing_high"])

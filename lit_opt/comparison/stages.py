@@ -234,13 +234,15 @@ def horizon_jobs(progress: Progress) -> list[Job]:
     """
     if progress.target is None or progress.target["level"] is None:
         return []
-    protocol, jobs = progress.effective, []
-    for job in [job for jobs in confirmation_jobs(progress) for job in jobs]:
-        for steps in protocol.horizons:
-            jobs.append(_job(progress, "horizon", job.study, job.arm, job.point, job.seed, job.values, steps))
-    order = random.Random(stream(protocol.seed, "order", "horizons"))
-    order.shuffle(jobs)
-    return sorted(jobs, key=lambda job: (job.study, job.seed))
+    protocol = progress.effective
+    confirmed = [job for jobs in confirmation_jobs(progress) for job in jobs]
+    shorter = [
+        _job(progress, "horizon", job.study, job.arm, job.point, job.seed, job.values, steps)
+        for job in confirmed
+        for steps in protocol.horizons
+    ]
+    random.Random(stream(protocol.seed, "order", "horizons")).shuffle(shorter)
+    return sorted(shorter, key=lambda job: (job.study, job.seed))
 
 
 def _job(
