@@ -123,7 +123,7 @@ def update_hash(running: Any, batch: Any) -> None:
 def _parts(batch: Any) -> list[Any]:
     """What is hashed of a batch. On the path of every step, so few calls."""
     if isinstance(batch, Tensor):
-        return [_header(batch.shape, batch.dtype), _content(batch)]
+        return [_header(batch.shape, batch.dtype), *_content(batch)]
     if isinstance(batch, list | tuple):
         return [str(len(batch)).encode(), *(part for value in batch for part in _parts(value))]
     if isinstance(batch, Mapping):
@@ -138,20 +138,24 @@ def _header(shape: torch.Size, dtype: torch.dtype) -> bytes:
     return f"{tuple(shape)}{dtype}".encode()
 
 
-def _content(tensor: Tensor) -> Any:
+def _content(tensor: Tensor) -> list[Any]:
     """Of a tensor of numbers its bytes, without a copy where it lies in memory in one piece, and of a large one pieces."""
     try:
         content = tensor.numpy().data.cast("B")
     except (TypeError, ValueError, RuntimeError):
         # On an accelerator, with a gradient or strides, empty, or of a type that Python's memoryview does not have.
         if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-            return str(tensor).encode()
+            return [str(tensor).encode()]
         content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
     size = len(content)
-    if size <= SAMPLED:
-        return content
+    return [content] if size <= SAMPLED else [content[piece] for piece in _spread(size)]
+
+
+@lru_cache
+def _spread(size: int) -> tuple[slice, ...]:
+    """The pieces that are hashed of so many bytes."""
     starts = (i * (size - _PIECE) // (_PIECES - 1) for i in range(_PIECES))
-    return b"".join([content[start : start + _PIECE] for start in starts])
+    return tuple(slice(start, start + _PIECE) for start in starts)
 
 
 def first_dimension(batch: Any) -> int:
@@ -164,7 +168,10 @@ def first_dimension(batch: Any) -> int:
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
     inner = batch if isinstance(batch, list | tuple) else batch.values() if isinstance(batch, Mapping) else ()
-    return next((first_dimension(value) for value in inner if _has_tensor(value)), 1)
+    for value in inner:
+        if _has_tensor(value):
+            return first_dimension(value)
+    return 1
 
 
 def _has_tensor(value: Any) -> bool:

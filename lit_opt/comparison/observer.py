@@ -85,7 +85,7 @@ class Observer(Callback):
     ) -> None:
         self.recipe = recipe
         self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
-        self._evaluated = frozenset(eval_steps)
+        self._evaluated, self._look = frozenset(eval_steps), max(1, budget_steps // 20)
         self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None
@@ -159,14 +159,14 @@ class Observer(Callback):
             return  # accumulating
         self.step = step
         evaluates = step in self._evaluated
-        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
-        if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:
-            if self.first_loss is None:
-                self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
-            if float(self._bad) >= allowed:
-                raise Diverged(self._why(allowed))
+        # Elsewhere than on the CPU a look waits for the device.
+        if (
+            evaluates
+            or step % self._look == 0
+            or self.first_loss is None
+            or (isinstance(self._bad, float) and self._bad)
+        ):
+            self._look_at_losses(trainer)
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
@@ -178,6 +178,15 @@ class Observer(Callback):
             if not self.evaluates_at_stop:
                 raise Enough
             trainer.should_stop = True  # and Lightning validates
+
+    def _look_at_losses(self, trainer: Any) -> None:
+        if self.first_loss is None:
+            self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
+        if float(self._bad) >= allowed:
+            raise Diverged(self._why(allowed))
 
     def _why(self, allowed: float) -> str:
         if math.isinf(float(self._bad)):
