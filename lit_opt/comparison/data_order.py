@@ -23,12 +23,14 @@ from lit_opt.errors import RecipeError
 SAMPLED = 16_384
 _PIECES = 16
 _PIECE = SAMPLED // _PIECES
+# So many batches are hashed at once: in every step the hash would find the caches cold.
+_TOGETHER = 32
 
 
 class OrderedLoader:
     """A training loader whose batches and random numbers follow from a seed alone.
 
-    The running hash of all batches is in `hash`. Every other attribute is the loader's.
+    `digest` is the running hash of all batches. Every other attribute is the loader's.
 
     Args:
         loader: What `train_dataloader` returned.
@@ -54,7 +56,8 @@ class OrderedLoader:
         self._loader, self._seed = loader, seed
         self._epoch = 0
         self._seeds = streams(seed, "batch")
-        self.hash = hashlib.sha256()
+        self._hash = hashlib.sha256()
+        self._sampled: list[bytes] = []
         inject_generator(loader, stream(seed, "data"))
 
     def __getattr__(self, name: str) -> Any:
@@ -73,12 +76,16 @@ class OrderedLoader:
                 batch = next(batches)
             except StopIteration:
                 return
-            update_hash(self.hash, batch)
+            self._sampled.append(sampled_bytes(batch))
+            if len(self._sampled) == _TOGETHER:
+                self.digest()
             yield batch
 
     def digest(self) -> str:
         """Of all batches so far."""
-        return self.hash.hexdigest()[:16]
+        self._hash.update(b"".join(self._sampled))
+        self._sampled.clear()
+        return self._hash.hexdigest()[:16]
 
 
 def inject_generator(loader: Any, seed: int) -> None:
@@ -107,21 +114,18 @@ def inject_generator(loader: Any, seed: int) -> None:
             part.generator = generator
 
 
-def update_hash(running: Any, batch: Any) -> None:
-    """Add a batch to a running hash: keys, shapes, types and contents, of large tensors evenly spread pieces.
+def sampled_bytes(batch: Any) -> bytes:
+    """What is hashed of a batch: keys, shapes, types and contents, of large tensors evenly spread pieces.
 
     Example:
-        >>> one, other = hashlib.sha256(), hashlib.sha256()
-        >>> update_hash(one, {"x": torch.zeros(2, 3)})
-        >>> update_hash(other, {"x": torch.zeros(3, 2)})
-        >>> one.digest() == other.digest()
+        >>> sampled_bytes({"x": torch.zeros(2, 3)}) == sampled_bytes({"x": torch.zeros(3, 2)})
         False
     """
-    running.update(b"".join(_parts(batch)))
+    return b"".join(_parts(batch))
 
 
 def _parts(batch: Any) -> list[Any]:
-    """What is hashed of a batch. On the path of every step, so few calls."""
+    """On the path of every step, so few calls."""
     if isinstance(batch, Tensor):
         return [_header(batch.shape, batch.dtype), *_content(batch)]
     if isinstance(batch, list | tuple):

@@ -100,9 +100,10 @@ class Observer(Callback):
         self._seconds, self._timed = 0.0, 0
         self._since: float | None = None
         self._began = time.perf_counter()
-        # Lightning divides the loss by the accumulation. Floats on the CPU; elsewhere tensors, so that nothing waits.
-        self._initial: Any = None
-        self._bad: Any = 0.0
+        # Of the passes since the last look. Reading each at once would wait for the device, and on the CPU find cold caches.
+        self._losses: list[Any] = []
+        self._bad = 0.0
+        self._initial: float | None = None
         self._evaluating = 0.0
         self._fresh = True
         self._noise = streams(seed, "noise", first=1)
@@ -133,23 +134,10 @@ class Observer(Callback):
             seed_all(next(self._noise))
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Count the passes; compare the loss with the first one."""
+        """Count the passes, and keep the loss for the next look."""
         self.passes += 1
-        if loss.device.type == "cpu":
-            value = float(loss)
-            self._initial = value if self._initial is None else self._initial
-            if not math.isfinite(value):
-                self._bad = math.inf
-            elif value <= DIVERGED_FACTOR * self._initial or self._initial <= 0:
-                self._bad = 0.0
-            else:
-                self._bad += 1
-            return
-        loss = loss.detach().float()
-        if self._initial is None:
-            self._initial, self._bad = loss.clone(), torch.zeros((), device=loss.device)
-        fine = loss.isfinite() & ((loss <= DIVERGED_FACTOR * self._initial) | (self._initial <= 0))
-        self._bad = torch.where(fine & ~self._bad.isinf(), 0.0, torch.where(loss.isfinite(), self._bad + 1, math.inf))
+        # Elsewhere than on the CPU it may lie in memory that the next step writes to (CUDA graphs).
+        self._losses.append(loss.detach() if loss.device.type == "cpu" else loss.detach().clone())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
@@ -159,13 +147,7 @@ class Observer(Callback):
             return  # accumulating
         self.step = step
         evaluates = step in self._evaluated
-        # Elsewhere than on the CPU a look waits for the device.
-        if (
-            evaluates
-            or step % self._look == 0
-            or self.first_loss is None
-            or (isinstance(self._bad, float) and self._bad)
-        ):
+        if evaluates or step % self._look == 0 or self.first_loss is None:
             self._look_at_losses(trainer)
         now = time.perf_counter()
         if self._since is not None:
@@ -180,18 +162,27 @@ class Observer(Callback):
             trainer.should_stop = True  # and Lightning validates
 
     def _look_at_losses(self, trainer: Any) -> None:
-        if self.first_loss is None:
-            self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
+        """Compare the losses since the last look with the first one, as if each had been looked at."""
+        losses = torch.stack([loss.reshape(()) for loss in self._losses]).tolist() if self._losses else []
+        self._losses.clear()
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
-        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
-        if float(self._bad) >= allowed:
-            raise Diverged(self._why(allowed))
+        if losses and self._initial is None:
+            self._initial = losses[0]
+            # Lightning divides the loss by the accumulation.
+            self.first_loss = self._initial * trainer.accumulate_grad_batches
+        a_step = self.passes / self.step
+        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * a_step)
+        for place, loss in enumerate(losses, 1):
+            fine = self._initial is None or self._initial <= 0 or loss <= DIVERGED_FACTOR * self._initial
+            self._bad = math.inf if not math.isfinite(loss) else 0.0 if fine else self._bad + 1
+            if self._bad >= allowed:
+                raise Diverged(self._why(allowed, self.step - int((len(losses) - place) / a_step)))
 
-    def _why(self, allowed: float) -> str:
-        if math.isinf(float(self._bad)):
-            return f"the loss was not finite at step {self.step}"
-        return f"the loss was above {DIVERGED_FACTOR:g} times its first value for {allowed:.0f} batches, at step {self.step}"
+    def _why(self, allowed: float, step: int) -> str:
+        if math.isinf(self._bad):
+            return f"the loss was not finite at step {step}"
+        return f"the loss was above {DIVERGED_FACTOR:g} times its first value for {allowed:.0f} batches, at step {step}"
 
     # ---- evaluation
 

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
-from lit_opt.comparison.data_order import SAMPLED, first_dimension, update_hash
+from lit_opt.comparison.data_order import SAMPLED, OrderedLoader, first_dimension, sampled_bytes
 
 PIECES = 16
 
 
 def hashed(batch: Any) -> str:
-    running = hashlib.sha256()
-    update_hash(running, batch)
-    return running.hexdigest()
+    return hashlib.sha256(sampled_bytes(batch)).hexdigest()
+
+
+def ordered(batches: list[Any]) -> OrderedLoader:
+    return OrderedLoader(DataLoader(cast(Any, batches), batch_size=None), 1)
 
 
 def by_definition(tensor: torch.Tensor) -> str:
@@ -62,6 +65,23 @@ def test_what_the_hash_tells_apart():
     ]
     assert len({hashed(batch) for batch in batches}) == len(batches)
     assert hashed({"x": x, "names": ("a",)}) == hashed({"x": x.clone(), "names": ("a",)})
+
+
+def test_the_digest_is_that_of_all_batches_so_far():
+    """However many were hashed together, and however often it was asked for."""
+    batches = [torch.full((2,), float(i)) for i in range(70)]
+    running, often, seldom = hashlib.sha256(), ordered(batches), ordered(batches)
+    for one, _ in zip(often, seldom, strict=True):
+        running.update(sampled_bytes(one))
+        assert often.digest() == running.hexdigest()[:16]
+    assert seldom.digest() == running.hexdigest()[:16]
+
+
+def test_a_batch_that_is_changed_after_it_was_fetched_is_hashed_as_it_came():
+    untouched, changed = (ordered([torch.zeros(3), torch.ones(3)]) for _ in range(2))
+    for one, _ in zip(changed, untouched, strict=True):
+        one.add_(1)
+    assert changed.digest() == untouched.digest()
 
 
 def test_the_samples_of_a_batch():

@@ -167,7 +167,7 @@ def test_bounds_by_the_spacing_are_closed_where_both_missed_a_shorter_run():
 
 
 def test_misses_are_infinite_and_stay():
-    plan, runs = ladders({"adamw": [(3, 2.5, 2.0)] * 5, "muon": [(3, 3, 3)] * 3 + [(2, 2, 2)] * 2})
+    plan, runs = ladders({"adamw": [(3, 2.5, 2.0)] * 5, "muon": [(3.0, 3.0, 3.0)] * 3 + [(2.0, 2.0, 2.0)] * 2})
     muon = compute(plan, runs, target=LEVEL)["horizons"]["arms"]["muon"]["samples"]
     assert (muon["reached"], muon["of"], muon["median"]) == (2, 5, None)
     assert muon["speedup"]["ratio"] == 0 and muon["speedup"]["spacing_low"] is None
@@ -187,9 +187,7 @@ def test_seeds_that_are_not_finished_do_not_count_and_no_target_says_so():
 
 
 def test_where_higher_is_better():
-    up = {name: [tuple(-x for x in one) for one in seeds] for name, seeds in {
-        "adamw": [(3, 2.5, 2.0)] * 3, "muon": [(2.0, 2.0, 1.9)] * 3}.items()}  # fmt: skip
-    plan, runs = ladders(cast(Any, up), mode="max")
+    plan, runs = ladders({"adamw": [(-3, -2.5, -2.0)] * 3, "muon": [(-2.0, -2.0, -1.9)] * 3}, mode="max")
     muon = compute(plan, runs, target=-LEVEL)["horizons"]["arms"]["muon"]["samples"]
     assert muon["speedup"]["ratio"] == pytest.approx(2)
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -11,7 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lit_opt import Recipe
 from lit_opt.comparison.codec import run_from_dict, run_to_dict
+from lit_opt.comparison.observer import Diverged, Observer
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.run import execute
 from lit_opt.comparison.seeds import confirmation_seed, tuning_seed
@@ -253,6 +257,36 @@ def test_what_a_module_writes_goes_with_the_run(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [] and len(set(folders)) == 1 and not folders[0].exists()
     run(module=Drawing, trainer={"default_root_dir": str(tmp_path)})
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"samples-{step}.png" for step in (0, 12, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({7: math.nan}, "not finite at step 7"),
+        ({1: math.inf}, "not finite at step 1"),
+        ({5: 9.0, 6: 9.0, 7: 9.0, 8: 9.0, 9: 9.0}, "above 3 times its first value for 5 batches, at step 9"),
+        ({5: 9.0, 6: 9.0, 7: 9.0, 8: 9.0, 10: 9.0}, None),
+        ({99: math.nan}, "not finite at step 99"),
+    ],
+)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_losses_are_judged_one_by_one_though_looked_at_together(bad, words, passes):
+    watch = Observer(Recipe("llm"), "val_loss", 100, (0, 100), seed=1)
+    assert watch._look == 5
+
+    def train():
+        for step in range(1, 101):
+            for _ in range(passes):
+                watch.on_before_backward(None, None, torch.tensor(bad.get(step, 1.0)))
+            watch.on_train_batch_end(
+                SimpleNamespace(global_step=step, accumulate_grad_batches=1), None, None, None, step
+            )
+
+    if words is None:
+        return train()
+    with pytest.raises(Diverged) as stopped:
+        train()
+    assert words.replace("5 batches", f"{5 * passes} batches") in str(stopped.value)
 
 
 def test_a_far_too_large_rate_diverges():
