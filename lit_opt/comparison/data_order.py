@@ -56,6 +56,7 @@ class OrderedLoader:
         self._loader, self._seed = loader, seed
         self._epoch = 0
         self._seeds = streams(seed, "batch")
+        self._seed_of_next = next(self._seeds)
         self._hash = hashlib.sha256()
         self._sampled: list[bytes] = []
         inject_generator(loader, stream(seed, "data"))
@@ -71,11 +72,12 @@ class OrderedLoader:
         self._epoch += 1
         batches = iter(self._loader)
         while True:
-            seed_all(next(self._seeds))
+            seed_all(self._seed_of_next)
             try:
                 batch = next(batches)
             except StopIteration:
-                return
+                return  # and the first batch of the next epoch gets the seed
+            self._seed_of_next = next(self._seeds)
             self._sampled.append(sampled_bytes(batch))
             if len(self._sampled) == _TOGETHER:
                 self.digest()

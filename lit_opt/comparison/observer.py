@@ -19,6 +19,8 @@ from lit_opt.errors import RecipeError
 # A run has diverged when its loss is that many times the first one for that share of the budget, or is not finite.
 DIVERGED_FACTOR = 3.0
 DIVERGED_SHARE = 0.05
+# At the latest after so many steps the losses are looked at.
+_LOOK = 100
 
 
 class Diverged(Exception):
@@ -85,7 +87,7 @@ class Observer(Callback):
     ) -> None:
         self.recipe = recipe
         self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
-        self._evaluated, self._look = frozenset(eval_steps), max(1, budget_steps // 20)
+        self._evaluated, self._look = frozenset(eval_steps), max(1, min(_LOOK, budget_steps // 20))
         self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None

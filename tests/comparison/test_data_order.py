@@ -7,9 +7,10 @@ from typing import Any, cast
 
 import pytest
 import torch
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from lit_opt.comparison.data_order import SAMPLED, OrderedLoader, first_dimension, sampled_bytes
+from lit_opt.comparison.seeds import stream
 
 PIECES = 16
 
@@ -75,6 +76,22 @@ def test_the_digest_is_that_of_all_batches_so_far():
         running.update(sampled_bytes(one))
         assert often.digest() == running.hexdigest()[:16]
     assert seldom.digest() == running.hexdigest()[:16]
+
+
+def test_the_seeds_of_batches_go_on_over_epochs_as_they_always_did():
+    """Batch 0, 1, 2, ... of the run, however many there are in an epoch."""
+
+    class Drawn(Dataset[torch.Tensor]):
+        def __len__(self) -> int:
+            return 3
+
+        def __getitem__(self, i: int) -> torch.Tensor:
+            return torch.rand(2)
+
+    loader = OrderedLoader(DataLoader(Drawn(), batch_size=None), 5)
+    seen = [batch for _ in range(2) for batch in loader]
+    for i, batch in enumerate(seen):
+        assert torch.equal(batch, torch.rand(2, generator=torch.Generator().manual_seed(stream(5, "batch", i))))
 
 
 def test_a_batch_that_is_changed_after_it_was_fetched_is_hashed_as_it_came():
