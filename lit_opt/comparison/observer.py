@@ -109,6 +109,7 @@ class Observer(Callback):
         self._evaluating = 0.0
         self._fresh = True
         self._noise = streams(seed, "noise", first=1)
+        self._seed_of_noise = 0
 
     # ---- training
 
@@ -124,7 +125,7 @@ class Observer(Callback):
         self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
 
     def before_pass(self, batch: Any) -> None:
-        """Count a new batch, and seed the global generators for its first pass; a second one of SAM goes on from there.
+        """Count a new batch, and seed the global generators: alike for all passes of a batch, as SAM has one dropout mask.
 
         Args:
             batch: What training_step gets.
@@ -133,7 +134,8 @@ class Observer(Callback):
             self._fresh = False
             self.samples += first_dimension(batch)
             self.batches += 1
-            seed_all(next(self._noise))
+            self._seed_of_noise = next(self._noise)
+        seed_all(self._seed_of_noise)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Count the passes, and keep the loss for the next look."""

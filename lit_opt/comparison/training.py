@@ -208,7 +208,7 @@ def seed_noise(module: LightningModule, observer: Observer) -> None:
 
     Args:
         module: Its training_step is wrapped.
-        observer: Knows the batch, and whether this is its first pass.
+        observer: Knows the batch, and its seed.
 
     Example:
         >>> seed_noise.__name__  # what it does shows in a fit; see `train`

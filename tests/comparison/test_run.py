@@ -116,6 +116,19 @@ def test_random_numbers_of_an_optimizer_do_not_reach_the_dropout():
     assert readings(one)[1:] and [r[3] for r in readings(one)] == [r[3] for r in readings(other)]
 
 
+def test_both_passes_of_sam_have_one_dropout_mask():
+    """As they do outside of a comparison: SAM forks the generators around its first pass, before that is seeded."""
+    seen = []
+
+    class Drawn(Net):
+        def training_step(self, batch, batch_idx):
+            seen.append(torch.rand(1).item())
+            return super().training_step(batch, batch_idx)
+
+    run("cnn/sam", module=Drawn)
+    assert len(seen) == 2 * STEPS and seen[::2] == seen[1::2] and len(set(seen)) == STEPS
+
+
 def test_noise_of_a_dataset_does_not_reach_the_model_nor_the_other_way():
     class Noisy(Data):
         def train_dataloader(self):
