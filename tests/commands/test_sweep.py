@@ -291,6 +291,7 @@ def test_what_is_carried_over_and_what_is_left_out():
         "name": "llm/muon",
         "lr": 0.04,
         "weight_decay": 0.1,
+        "optimizer_kwargs": {"scale": "original"},
         "fallback": {"lr": 2e-3},
         "clip": 1.0,
         "total_steps": 2,
