@@ -90,7 +90,7 @@ cards: $(VENV)/.workloads
 # mkdocstrings reads the source without importing it: neither torch nor lightning is needed here.
 $(DOCS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	$(DOCS)/bin/python -m pip install --quiet "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27" "ruff>=0.9"
 	@touch $@
 
 docs: $(DOCS)/.installed
