@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
@@ -21,8 +22,8 @@ from lit_opt.cli import main
 from tests.tables import DOCS
 
 ROOT = DOCS.parent
-# Generated (tests/explain/test_cards.py), and the page of a command that tests of its own run.
-ELSEWHERE = ("cards/", "compare.md")
+# Generated (tests/explain/test_cards.py), the page of a command that tests of its own run, and tests/test_newcomer.py's.
+ELSEWHERE = ("cards/", "compare.md", "tutorials/first_hour.md")
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if not p.relative_to(DOCS).as_posix().startswith(ELSEWHERE)]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>python|console|text|bash)\n(?P<code>.*?)^```$", re.M | re.S
@@ -88,6 +89,9 @@ def test_readme(capsys, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", two_steps)
     model = BoringModel()
+    for block in re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S):
+        for callback in yaml.safe_load(block)["trainer"]["callbacks"]:
+            assert callback["class_path"] == "lit_opt.Recipe" and Recipe(**callback["init_args"])
     run_page(ROOT / "README.md", {"model": model, "data": BoringDataModule(), "module": model, "recipe": Recipe("llm")})
 
 
