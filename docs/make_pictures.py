@@ -39,13 +39,17 @@ def schedule() -> None:
 
 
 def plan() -> None:
-    """What `lit-opt plan` prints."""
+    """What `lit-opt plan` prints, without the plot, which is a picture of its own, and without the sources at the end."""
     printed = io.StringIO()
     with redirect_stdout(printed):
         assert lit_opt(["plan", "--config", "llm"]) == 0
-    width = max(map(len, printed.getvalue().splitlines()))
-    console = Console(record=True, width=width, file=io.StringIO())
-    console.print(Text("$ lit-opt plan --config llm\n" + printed.getvalue().rstrip()), soft_wrap=True)
+    blocks = printed.getvalue().split("\n\n")
+    [plot] = [i for i, block in enumerate(blocks) if block.lstrip().startswith("2e-3 |")]
+    [memory] = [i for i, block in enumerate(blocks) if block.startswith("Memory")]
+    shown = "\n\n".join([*blocks[:plot], *blocks[plot + 1 : memory + 1], "..."])
+    # Two columns more than the longest line: rich counts no margin.
+    console = Console(record=True, width=2 + max(map(len, shown.splitlines())), file=io.StringIO())
+    console.print(Text("$ lit-opt plan --config llm\n" + shown), soft_wrap=True)
     console.save_svg(str(HERE / "plan.svg"), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="plan")
 
 

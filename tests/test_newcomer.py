@@ -104,10 +104,10 @@ def test_muon(follow):
 
 
 def test_two_processes_are_one(follow, straight):
-    """With the rate of the recipe and the same global batch."""
     work, printed = follow("On two processes")
     assert "MEMBER: 2/2" in printed
     assert weights(work / "runs/two")["global_step"] == 80
+    assert losses(work / "runs/two") == pytest.approx(losses(work / "runs/adamw"), rel=1e-3)
 
 
 def test_stopped_and_continued_is_the_run_that_was_not(follow, straight):
