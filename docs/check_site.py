@@ -1,7 +1,7 @@
 """Walk the built site in Chromium: links and anchors lead somewhere, pictures load, nothing scrolls sideways, nobody else is asked.
 
     make docs-check                                  # needs Debian's chromium and chromium-driver, and selenium
-    .venv-docs/bin/python docs/check_site.py site --pictures /tmp/pictures
+    .venv-docs/bin/python docs/check_site.py site --pages index.html compare.html --pictures /tmp/pictures
 
 Links to other sites are counted and not followed. Exit code 1 with a line for each fault.
 """
@@ -73,12 +73,12 @@ def requests_of(chrome: webdriver.Chrome) -> set[str]:
     return {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
 
 
-def walk(site: Path, pictures: Path | None) -> list[str]:
-    """Visit every page at every width; returns the faults."""
+def walk(site: Path, pages: list[str], pictures: Path | None) -> list[str]:
+    """Visit the pages, or all, at every width; returns the faults."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=str(site)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     base = f"http://127.0.0.1:{server.server_port}/"
-    names = sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
+    names = pages or sorted(path.relative_to(site).as_posix() for path in site.rglob("*.html"))
     faults: list[str] = []
     links: dict[str, set[str]] = {}
     ids: dict[str, set[str]] = {}
@@ -142,10 +142,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("site", type=Path)
     parser.add_argument("--pictures", type=Path, help="a folder for a screenshot of each page and width")
+    parser.add_argument("--pages", nargs="+", default=[], help="these alone, such as tutorials/llm.html")
     given = parser.parse_args()
     if given.pictures is not None:
         given.pictures.mkdir(parents=True, exist_ok=True)
-    faults = walk(given.site, given.pictures)
+    faults = walk(given.site, given.pages, given.pictures)
     print("\n".join(faults) or "no faults")
     return int(bool(faults))
 

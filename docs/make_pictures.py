@@ -46,8 +46,8 @@ def plan() -> None:
     blocks = printed.getvalue().split("\n\n")
     [plot] = [i for i, block in enumerate(blocks) if block.lstrip().startswith("2e-3 |")]
     [memory] = [i for i, block in enumerate(blocks) if block.startswith("Memory")]
-    shown = "\n\n".join([*blocks[:plot], *blocks[plot + 1 : memory + 1], "..."])
-    # Two columns more than the longest line: rich counts no margin.
+    shown = "\n\n".join([*blocks[:plot], *blocks[plot + 1 : memory + 1], "...", " "])
+    # Two columns more than the longest line, and an empty line at the end: rich counts no margin.
     console = Console(record=True, width=2 + max(map(len, shown.splitlines())), file=io.StringIO())
     console.print(Text("$ lit-opt plan --config llm\n" + shown), soft_wrap=True)
     console.save_svg(str(HERE / "plan.svg"), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="plan")

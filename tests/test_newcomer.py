@@ -28,7 +28,7 @@ SECTIONS = {
 
 @pytest.fixture(scope="module")
 def follow(wheel, tmp_path_factory):  # noqa: F811
-    """Run the commands of a section, in the folder that has the page's files; returns the folder and what was printed."""
+    """Run the commands of a section, or those given, in the folder that has the page's files; the folder and what was printed."""
     folder = tmp_path_factory.mktemp("newcomer")
     env, work = folder / "env", folder / "work"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(env)], check=True)
@@ -42,11 +42,11 @@ def follow(wheel, tmp_path_factory):  # noqa: F811
     clean = {k: v for k, v in os.environ.items() if k not in (*LIGHTNINGS, "PYTHONPATH")}
     clean |= {"OMP_NUM_THREADS": "1", "PATH": f"{env / 'bin'}{os.pathsep}{os.environ['PATH']}", "COLUMNS": "160"}
 
-    def run(title: str) -> tuple[Path, str]:
+    def run(title: str, *instead: str, code: int = 0) -> tuple[Path, str]:
         printed = ""
-        for command in SECTIONS[title]:
+        for command in instead or SECTIONS[title]:
             done = subprocess.run(shlex.split(command), cwd=work, env=clean, capture_output=True, text=True)
-            assert done.returncode == 0, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
+            assert done.returncode == code, f"{command}\n{done.stdout[-3000:]}{done.stderr[-3000:]}"
             printed += done.stdout + done.stderr
         return work, printed
 
@@ -83,7 +83,8 @@ def test_the_page_has_what_the_hour_needs():
 def test_a_recipe_in_a_script(follow):
     _, printed = follow("Train")
     assert "80 steps" in printed
-    assert float(re.search(r"'val_loss': ([\d.]+)", printed)[1]) < 4.5  # 5.5 is chance
+    found = re.search(r"'val_loss': ([\d.]+)", printed)
+    assert found and float(found[1]) < 4.5  # 5.5 is chance
     assert "no_decay" in printed
 
 
@@ -101,6 +102,12 @@ def test_muon(follow):
     assert found[-1] < found[0] and found[-1] < 3.6
     [state] = weights(work / "runs/muon")["optimizer_states"]
     assert {group["algorithm"] for group in state["param_groups"]} == {"muon", "adamw"}
+
+
+def test_a_rate_in_the_wrong_unit(follow):
+    [command] = re.findall(r"is refused, with the arithmetic: `(.+)`", PAGE)
+    _, printed = follow("With Muon", command, code=2)
+    assert "AdamW's kind of rate" in printed and "llm/muon_rms" in printed
 
 
 def test_two_processes_are_one(follow, straight):
