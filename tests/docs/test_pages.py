@@ -95,6 +95,16 @@ def test_readme(capsys, monkeypatch):
     run_page(ROOT / "README.md", {"model": model, "data": BoringDataModule(), "module": model, "recipe": Recipe("llm")})
 
 
+def test_links_and_pictures_are_there():
+    """In the repository, as a forge shows it; `make docs-check` walks the site."""
+    missing = []
+    for page in (*ROOT.glob("*.md"), ROOT / "benchmarks/evidence/README.md", *DOCS.rglob("*.md")):
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        targets = re.findall(r"\]\(([^)#\s]+)", prose)
+        missing += [(page.name, t) for t in targets if not re.match("[a-z]+:", t) and not (page.parent / t).exists()]
+    assert not missing
+
+
 def test_few_blocks_are_not_run():
     left = [(page.relative_to(DOCS).as_posix(), why) for page in PAGES for _, _, why in blocks(page) if why]
     assert len(left) <= 4, left
