@@ -126,6 +126,7 @@ def test_stopped_and_continued_is_the_run_that_was_not(follow, straight):
     assert len(list((work / "runs/again").rglob("*.ckpt"))) == 2
 
 
+@pytest.mark.slow  # the others take 90 s of processor time together; tests/comparison follows `compare` closely
 def test_compared(follow):
     work, printed = follow("Which is better")
     report = (work / "runs/compared/report.html").read_text()
