@@ -7,7 +7,7 @@ XLA := .venv-xla
 DEEPSPEED := .venv-deepspeed
 DOCS := .venv-docs
 
-.PHONY: help quickstart check test test-slow test-oldest test-xla test-deepspeed tables configs cards docs docs-check dist benchmarks clean
+.PHONY: help quickstart check test test-slow test-oldest test-xla test-deepspeed tables configs cards pictures docs docs-check dist benchmarks clean
 
 help:
 	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
@@ -20,6 +20,7 @@ help:
 	@echo "make tables       write the tables of docs/ from what the tests see"
 	@echo "make configs      write lit_opt/configs anew from the recipes"
 	@echo "make cards        write docs/cards anew from the registry, the recipes and what was measured"
+	@echo "make pictures     draw the pictures of README and site anew"
 	@echo "make docs         the documentation site in site/, in an environment of its own"
 	@echo "make docs-check   walk the site in Chromium: links, pictures, width, requests"
 	@echo "make dist         wheel and sdist in dist/"
@@ -87,10 +88,13 @@ configs: $(VENV)/.workloads
 cards: $(VENV)/.workloads
 	$(PY) -m lit_opt.commands.generate_cards
 
+pictures: $(VENV)/.workloads
+	PYTHONPATH=. $(PY) docs/make_pictures.py
+
 # mkdocstrings reads the source without importing it: neither torch nor lightning is needed here.
 $(DOCS)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(DOCS)
-	$(DOCS)/bin/python -m pip install --quiet "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27"
+	$(DOCS)/bin/python -m pip install --quiet "mkdocs>=1.6,<2" "mkdocs-material>=9.5" "mkdocstrings[python]>=0.27" "ruff>=0.9"
 	@touch $@
 
 docs: $(DOCS)/.installed

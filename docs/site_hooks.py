@@ -12,6 +12,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 # File of the repository -> page of the site.
 OUTSIDE = {"CHANGELOG.md": "changelog.md", "CONTRIBUTING.md": "contributing.md", "LICENSE": "license.md"}
+OUTSIDE["benchmarks/evidence/README.md"] = "evidence.md"
 OUTSIDE |= {f"benchmarks/results/{p.name}": f"results/{p.name}" for p in (ROOT / "benchmarks/results").glob("*.md")}
 PICTURES = {f"benchmarks/results/{p.name}": f"results/{p.name}" for p in (ROOT / "benchmarks/results").glob("*.png")}
 _PLACE = {page: source for source, page in OUTSIDE.items()}

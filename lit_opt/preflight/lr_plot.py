@@ -123,7 +123,7 @@ def png_plot(
                 (step, 0.02),
                 xycoords=("data", "axes fraction"),
                 rotation=90,
-                fontsize=7,
+                fontsize=8,
                 color="0.3",
                 xytext=(3, 0),
                 textcoords="offset points",
@@ -132,7 +132,7 @@ def png_plot(
     axes.set(xlabel="optimizer step", ylabel="learning rate", title=title, xlim=(0, total), ylim=(0, None))
     axes.xaxis.set_major_formatter(lambda x, _: f"{x:,.0f}")
     heading = "peak: groups" if len(found) <= 12 else f"peak: groups; {len(found) - 2} more rates lie between"
-    figure.legend(fontsize=8, title=heading, title_fontsize=8, loc="outside lower center")
+    figure.legend(fontsize=9, title=heading, title_fontsize=9, loc="outside lower center")
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=120)

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
@@ -21,9 +22,10 @@ from lit_opt.cli import main
 from tests.tables import DOCS
 
 ROOT = DOCS.parent
-# Generated (tests/explain/test_cards.py), and the page of a command that tests of its own run.
-ELSEWHERE = ("cards/", "compare.md")
+# Generated (tests/explain/test_cards.py), the page of a command that tests of its own run, and tests/test_newcomer.py's.
+ELSEWHERE = ("cards/", "compare.md", "tutorials/first_hour.md")
 PAGES = [p for p in sorted(DOCS.rglob("*.md")) if not p.relative_to(DOCS).as_posix().startswith(ELSEWHERE)]
+WRITTEN = [*ROOT.glob("*.md"), ROOT / "benchmarks/evidence/README.md", *DOCS.rglob("*.md")]
 BLOCK = re.compile(
     r"(?:<!-- not run: (?P<why>[^>]+) -->\n)?^```(?P<kind>python|console|text|bash)\n(?P<code>.*?)^```$", re.M | re.S
 )
@@ -88,7 +90,35 @@ def test_readme(capsys, monkeypatch):
 
     monkeypatch.setattr(Trainer, "fit", two_steps)
     model = BoringModel()
+    for block in re.findall(r"^```yaml\n(.*?)^```$", (ROOT / "README.md").read_text(), re.M | re.S):
+        for callback in yaml.safe_load(block)["trainer"]["callbacks"]:
+            assert callback["class_path"] == "lit_opt.Recipe" and Recipe(**callback["init_args"])
     run_page(ROOT / "README.md", {"model": model, "data": BoringDataModule(), "module": model, "recipe": Recipe("llm")})
+
+
+def test_links_and_pictures_are_there():
+    """In the repository, as a forge shows it; `make docs-check` walks the site."""
+    missing = []
+    for page in WRITTEN:
+        prose = re.sub(r"^```.*?^```$", "", page.read_text(), flags=re.M | re.S)
+        targets = re.findall(r"\]\(([^)#\s]+)", prose)
+        missing += [(page.name, t) for t in targets if not re.match("[a-z]+:", t) and not (page.parent / t).exists()]
+    assert not missing
+
+
+def test_options_that_pages_name_are_there():
+    """Those of our own verbs; tests/test_public_api.py compares the page of options with the code."""
+    rows = re.findall(r"^\| `lit-opt ([\w-]+)` \| (.*)\|$", (DOCS / "public-api.md").read_text(), re.M)
+    options = {verb: {"--config", *re.findall(r"--[\w-]+", named)} for verb, named in rows}
+    called = re.compile(rf"lit-opt ({'|'.join(options)})\b([^`\n]*)")
+    option = re.compile(r"(?<!\S)--[a-z][\w-]*(?=[ =]|$)")  # those with a dot are the config's
+    wrong = [
+        (page.name, command[0])
+        for page in WRITTEN
+        for command in called.finditer(page.read_text())
+        if not set(option.findall(command[2])) <= options[command[1]]
+    ]
+    assert len(options) >= 9 and not wrong
 
 
 def test_few_blocks_are_not_run():
