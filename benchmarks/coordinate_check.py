@@ -1,10 +1,12 @@
 """Coordinate checks of every optimizer with a transfer rule, on the package's language model.
 
     python -m benchmarks.coordinate_check adamw muon scion soap --widths 64 128 256 512
+    python -m benchmarks.coordinate_check adamw_depth muon_depth --widths 2 4 8 16
     python -m benchmarks.coordinate_check --report       the tables of all that was measured
 
 One block with heads of 16 and an MLP twice as wide, two windows of 16 random bytes, three steps at a constant rate without
-clipping, five seeds. The base is the first width. A picture and the numbers of each go to benchmarks/results/coordinate_check.
+clipping, five seeds. The base is the first width. Names with `_depth` take numbers of blocks of width 64 in place of widths.
+A picture and the numbers of each go to benchmarks/results/coordinate_check.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +51,8 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "soap": {"lr": 3e-3},
     "shampoo": {"lr": 0.02, **_BESIDE},
     "splus": {"lr": 0.2, **_BESIDE},
+    "adamw_depth": {"optimizer": "adamw", "lr": 3e-3},
+    "muon_depth": {"optimizer": "muon", "lr": 0.02, **_BESIDE},
 }
 
 
@@ -59,12 +64,20 @@ def make(width: int, tied: bool = False) -> LanguageModel:
     return model
 
 
+def blocks(count: int, base: int) -> LanguageModel:
+    """That many blocks of width 64, whose branches are multiplied as for a base of `base` blocks."""
+    return LanguageModel(layers=count, width=64, heads=4, mlp_width=128, context=16, residual_scale=base / count)
+
+
 def measure(name: str, widths: list[int], seeds: int, steps: int) -> None:
     """Check one optimizer, and write its picture and its numbers."""
     batch = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(0))
     overrides = {"optimizer": name, "weight_decay": 0.1, "clip": 0, **OPTIMIZERS[name]}
     begin = time.process_time()
-    family = partial(make, tied=name.endswith("_tied"))
+    family: Callable[[int], LanguageModel] = partial(make, tied=name.endswith("_tied"))
+    if name.endswith("_depth"):
+        family = partial(blocks, base=widths[0])
+        overrides |= {"transfer": {"depth": True}, "without": lambda count: blocks(count, count)}
     found = coordinate_check(family, widths, batch=batch, seeds=range(seeds), steps=steps, **overrides)
     seconds = time.process_time() - begin
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -4,7 +4,7 @@
     python -m benchmarks.transfer_sweep --depths 2 --optimizers adamw
     python -m benchmarks.transfer_sweep --report             # tables and pictures of all that was measured
 
-AdamW and Muon, each with `Transfer(base=width 32, one block, depth=True)` and without. Neighbours on the grid of rates differ by a
+AdamW and Muon, each with `Transfer(base=width 32, two blocks, depth=True)` and without. Neighbours on the grid of rates differ by a
 factor of 2. A curve begins with three rates around the best one of the width before, and is extended until its best rate, by
 the mean over the seeds, has two measured rates on either side. Every rate of Muon's recipe moves: AdamW beside it has a quarter of
 the matrices' rate. Each finished run is one line of runs.jsonl, so a stopped benchmark goes on where it was.
@@ -28,7 +28,7 @@ from lit_opt.workloads import ByteText, LanguageModel
 
 RESULTS = Path(__file__).parent / "results" / "transfer_sweep"
 RUNS = RESULTS / "runs.jsonl"
-WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (1, 4), (0, 1)
+WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (2, 4), (0, 1)
 STEPS, CONTEXT, BATCH = 80, 64, 8
 # Name -> (recipe, where the first curve begins: a power of 2).
 OPTIMIZERS = {"adamw": ("llm", -6), "muon": ("llm/muon", -4)}
@@ -148,6 +148,110 @@ def optimum(found: dict[int, float]) -> float | None:
     return best + (left - right) / (2 * (left + right)) if left + right > 0 else float(best)
 
 
+def found_for(rows: Rows, curve: Curve) -> tuple[dict[int, float], float, int] | None:
+    """Its mean losses, the optimum, and how many seeds they have: the most with which the best rate has both neighbours."""
+    for count in range(len(SEEDS), 0, -1):
+        found = means(rows, curve, SEEDS[:count])
+        where = optimum(found) if found else None
+        if where is not None:
+            return found, where, count
+    return None
+
+
+def table(rows: Rows, optimizer: str) -> tuple[list[str], dict[bool, float]]:
+    """Markdown lines, and the farthest that the best rate moves from the base's in grid steps, with and without."""
+    lines = [
+        "| blocks | width | seeds | best rate, with | moved by | loss | at the base's rate | best rate, without | moved by | loss "
+        "| at the base's rate |",
+        "|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|",
+    ]
+    farthest = {True: 0.0, False: 0.0}
+    base = found_for(rows, Curve(optimizer, DEPTHS[0], False, WIDTHS[0]))
+    if base is None:
+        return lines, farthest
+    losses, first, _ = base
+    best = min(losses, key=lambda p: losses[p])
+    for depth in DEPTHS:
+        for width in WIDTHS:
+            cells, counts = [], []
+            for carried in (True, False):
+                found = found_for(rows, Curve(optimizer, depth, carried, width))
+                if found is None:
+                    cells += ["not run", "", "", ""]
+                    continue
+                moved = found[1] - first
+                farthest[carried] = max(farthest[carried], moved, key=abs)
+                there = f"{found[0][best] - min(found[0].values()):+.3f}" if best in found[0] else "not run"
+                cells += [f"2^{found[1]:.2f}", f"{moved:+.2f}", f"{min(found[0].values()):.3f}", there]
+                counts.append(found[2])
+            if counts:
+                lines.append(f"| {depth} | {width} | {min(counts)} | {' | '.join(cells)} |")
+    return lines, farthest
+
+
+def picture(rows: Rows, optimizer: str) -> Path:
+    """Loss against rate, one curve a width: with the transfer left, without it right, one row a depth."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(10, 7.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(len(DEPTHS), 2, sharex=True, sharey=True, squeeze=False)
+    for row, depth in zip(axes, DEPTHS, strict=True):
+        for panel, carried in zip(row, (True, False), strict=True):
+            for place, width in enumerate(WIDTHS):
+                found = found_for(rows, Curve(optimizer, depth, carried, width))
+                if found is None:
+                    continue
+                losses, where, _ = found
+                color = f"C{place}"
+                panel.plot(
+                    [2.0**p for p in losses], list(losses.values()), "o-", ms=3, color=color, label=f"width {width}"
+                )
+                panel.axvline(2.0**where, color=color, lw=0.8, ls=":")
+            blocks = f"{depth} blocks"
+            panel.set_title(f"{'with' if carried else 'without'} the transfer, {blocks}", fontsize=10)
+            panel.set_xscale("log", base=2)
+            panel.grid(alpha=0.25)
+            panel.set_xlabel("learning rate" + (" of the base" if carried else ""))
+            panel.set_ylabel("held-out loss, nats per byte")
+            if panel.lines:
+                panel.legend(fontsize=7)
+    figure.suptitle(f"{optimizer}: loss against learning rate; dotted: the best, by a parabola", fontsize=11)
+    target = RESULTS / f"{optimizer}.png"
+    figure.savefig(target, dpi=100)
+    return target
+
+
+def report() -> str:
+    """Markdown of everything measured; the pictures beside it."""
+    rows, lines = read()
+    seconds, most = sum(line["cpu_seconds"] for line in lines), max(line["parameters"] for line in lines)
+    parts = [
+        "# Learning rates over four widths and two depths",
+        "",
+        "Written by `python -m benchmarks.transfer_sweep --report`; see that file for the set-up. Models of at most "
+        f"{most:,} parameters, {STEPS} steps of {BATCH * CONTEXT} bytes, {len(lines)} runs, {seconds / 60:.0f} minutes of one "
+        f"core, torch {torch.__version__}. Not run on a GPU.",
+        "",
+        'Neighbours on the grid of rates differ by a factor of 2, and "moved by" counts such steps from the best rate of the '
+        f"base (width {WIDTHS[0]}, {DEPTHS[0]} blocks). The best rate is the minimum of a parabola through the best measured one "
+        "and its two neighbours. \"At the base's rate\" is how much loss is lost by training with the base's best measured rate "
+        "in place of the model's own.",
+        *NOTES,
+    ]
+    for optimizer, (recipe, _) in OPTIMIZERS.items():
+        found, farthest = table(rows, optimizer)
+        parts += ["", f"## {optimizer}", "", f"Recipe `{recipe}`. Farthest from the base's: {farthest[True]:+.2f} steps with the "
+                  f"transfer, {farthest[False]:+.2f} without.", "", f"![picture]({optimizer}.png)", "", *found]  # fmt: skip
+        picture(rows, optimizer)
+    return "\n".join(parts) + "\n"
+
+
+# What the tables say, in words.
+NOTES: list[str] = []
+
+
 def main() -> None:
     """Run what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,13 +259,17 @@ def main() -> None:
     parser.add_argument("--depths", nargs="+", type=int, default=list(DEPTHS), choices=DEPTHS)
     parser.add_argument("--widths", nargs="+", type=int, default=list(WIDTHS), choices=WIDTHS)
     parser.add_argument("--seeds", nargs="+", type=int, default=list(SEEDS))
+    parser.add_argument("--report", action="store_true")
     given = parser.parse_args()
+    if given.report:
+        (RESULTS / "README.md").write_text(report())
+        return
     torch.set_num_threads(1)
     RESULTS.mkdir(parents=True, exist_ok=True)
     sizes = [(width, depth) for width in given.widths for depth in given.depths]
     # All curves with the first seed, then the others; wide models take most of the time, and come last.
     for last in range(1, len(given.seeds) + 1):
-        for width, depth in sorted(sizes, key=lambda size: size[0] * size[1]):
+        for width, depth in sorted(sizes, key=lambda size: size[::-1]):
             for name in given.optimizers:
                 for carried in (True, False):
                     curve = Curve(name, depth, carried, width)

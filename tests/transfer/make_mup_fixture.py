@@ -23,6 +23,7 @@ def measure(name: str, optimizer: str) -> dict[str, Any]:
     """Rates and decays of every parameter relative to the base, and the losses of a few steps."""
     module = MODELS[name](WIDTH, mup.MuReadout)
     mup.set_base_shapes(module, MODELS[name](BASE, mup.MuReadout), delta=MODELS[name](2 * BASE, mup.MuReadout))
+    module.double()
     fill(module)
     given = dict(SETTINGS[optimizer])
     named = list(module.named_parameters())
@@ -40,7 +41,6 @@ def measure(name: str, optimizer: str) -> dict[str, Any]:
 
 def main() -> None:
     """Both models with both optimizers, in float64."""
-    torch.set_default_dtype(torch.float64)
     torch.set_num_threads(1)
     found = {f"{name} {optimizer}": measure(name, optimizer) for name in MODELS for optimizer in SETTINGS}
     about = {"mup": metadata.version("mup"), "torch": torch.__version__, "base": BASE, "width": WIDTH, "steps": STEPS}

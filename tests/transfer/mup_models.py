@@ -67,7 +67,7 @@ def plain(name: str, width: int) -> nn.Module:
 
 @torch.no_grad()
 def fill(module: nn.Module) -> None:
-    """The same weights on any machine, of muP's size: 1 / sqrt(fan-in), in the embedding and in the head 1.
+    """The same weights on any machine, of muP's size: 1 / sqrt(fan-in), in the embedding and in the head 1; no biases.
 
     The head's are those of mup's MuReadout, which divides by the width itself.
     """
@@ -77,6 +77,8 @@ def fill(module: nn.Module) -> None:
             waves = torch.sin(0.37 * numbers**2 + place) * 2**0.5
             size = 1.0 if name in ("embed.weight", "head.weight") else p.shape[1] ** -0.5
             p.copy_((waves * size).reshape(p.shape))
+        elif name.endswith("bias"):
+            p.zero_()
 
 
 def decayed(name: str, p: Tensor) -> bool:
@@ -87,7 +89,7 @@ def decayed(name: str, p: Tensor) -> bool:
 def train(name: str, module: nn.Module, optimizer: torch.optim.Optimizer) -> list[float]:
     """The loss at each of a few steps on one batch, and after the last."""
     if name == "mlp":
-        inputs = torch.sin(torch.arange(16 * 8, dtype=torch.float64) ** 2).reshape(16, 8).to(torch.get_default_dtype())
+        inputs = torch.sin(torch.arange(16 * 8, dtype=torch.float64) ** 2).reshape(16, 8)
         targets = torch.arange(16) % 5
     else:
         tokens = (torch.arange(4 * 9).reshape(4, 9) ** 2 + torch.arange(4)[:, None]) % 11
