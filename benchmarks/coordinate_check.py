@@ -51,16 +51,20 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "soap": {"lr": 3e-3},
     "shampoo": {"lr": 0.02, **_BESIDE},
     "splus": {"lr": 0.2, **_BESIDE},
+    "lion_zero_head": {"optimizer": "lion", "lr": 1e-3},  # what the initial head does to the logits' slope
+    "signum_zero_head": {"optimizer": "signum", "lr": 1e-3},
     "adamw_depth": {"optimizer": "adamw", "lr": 3e-3},
     "muon_depth": {"optimizer": "muon", "lr": 0.02, **_BESIDE},
 }
 
 
-def make(width: int, tied: bool = False) -> LanguageModel:
-    """One block; what grows is the number of heads, not their size."""
+def make(width: int, tied: bool = False, zero: bool = False) -> LanguageModel:
+    """One block; what grows is the number of heads, not their size. The head may be tied, or start at 0."""
     model = LanguageModel(layers=1, width=width, heads=width // 16, mlp_width=2 * width, context=16)
     if tied:
         model.model.lm_head.weight = model.model.model.embed_tokens.weight
+    if zero:
+        torch.nn.init.zeros_(model.model.lm_head.weight)
     return model
 
 
@@ -74,7 +78,9 @@ def measure(name: str, widths: list[int], seeds: int, steps: int) -> None:
     batch = torch.randint(0, 256, (2, 17), generator=torch.Generator().manual_seed(0))
     overrides = {"optimizer": name, "weight_decay": 0.1, "clip": 0, **OPTIMIZERS[name]}
     begin = time.process_time()
-    family: Callable[[int], LanguageModel] = partial(make, tied=name.endswith("_tied"))
+    family: Callable[[int], LanguageModel] = partial(
+        make, tied=name.endswith("_tied"), zero=name.endswith("_zero_head")
+    )
     if name.endswith("_depth"):
         family = partial(blocks, base=widths[0])
         overrides |= {"transfer": {"depth": True}, "without": lambda count: blocks(count, count)}
