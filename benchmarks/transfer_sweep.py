@@ -6,8 +6,8 @@
 
 AdamW and Muon, each with `Transfer(base=width 32, two blocks, depth=True)` and without. Neighbours on the grid of rates differ by a
 factor of 2. A curve begins with three rates around the best one of the width before, and is extended until its best rate, by
-the mean over the seeds, has two measured rates on either side. Every rate of Muon's recipe moves: AdamW beside it has a quarter of
-the matrices' rate. Each finished run is one line of runs.jsonl, so a stopped benchmark goes on where it was.
+the mean over the seeds, has two measured rates on either side. Every rate of Muon's recipe moves: AdamW beside it has a fixed share
+of the matrices' rate. Each finished run is one line of runs.jsonl, so a stopped benchmark goes on where it was.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ RESULTS = Path(__file__).parent / "results" / "transfer_sweep"
 RUNS = RESULTS / "runs.jsonl"
 WIDTHS, DEPTHS, SEEDS = (32, 64, 128, 256), (2, 4), (0, 1)
 STEPS, CONTEXT, BATCH = 80, 64, 8
-# Name -> (recipe, where the first curve begins: a power of 2).
-OPTIMIZERS = {"adamw": ("llm", -6), "muon": ("llm/muon", -4)}
+# Name -> (recipe, where the first curve begins: a power of 2, AdamW's rate beside the matrices over theirs). On the base, 1 is
+# better than 1 / 4: "muon" has a value that was not tuned there.
+OPTIMIZERS = {"adamw": ("llm", -6, None), "muon": ("llm/muon", -4, 1 / 4), "muon_tuned": ("llm/muon", -4, 1.0)}
 
 
 class Curve(NamedTuple):
@@ -62,10 +63,10 @@ def train(curve: Curve, power: int, seed: int) -> dict[str, Any]:
     deeper = curve.depth / DEPTHS[0]
     options = {"residual_scale": 1 / deeper} if curve.carried and deeper != 1 else {}
     module = make(curve.width, curve.depth, **options)
-    recipe, rate = OPTIMIZERS[curve.optimizer][0], 2.0**power
-    given: dict[str, Any] = {"lr": rate}
-    if curve.optimizer == "muon":
-        given["fallback"] = {"lr": rate / 4}
+    recipe, _, beside = OPTIMIZERS[curve.optimizer]
+    given: dict[str, Any] = {"lr": 2.0**power}
+    if beside is not None:
+        given["fallback"] = {"lr": 2.0**power * beside}
     if curve.carried:
         base = partial(make, WIDTHS[0], DEPTHS[0])
         scale_initial(module, base)
@@ -240,9 +241,9 @@ def report() -> str:
         "in place of the model's own.",
         *NOTES,
     ]
-    for optimizer, (recipe, _) in OPTIMIZERS.items():
+    for optimizer, (recipe, _, beside) in OPTIMIZERS.items():
         found, farthest = table(rows, optimizer)
-        parts += ["", f"## {optimizer}", "", f"Recipe `{recipe}`. Farthest from the base's: {farthest[True]:+.2f} steps with the "
+        parts += ["", f"## {optimizer}", "", f"Recipe `{recipe}`{f', AdamW beside it at {beside:g} of its rate' if beside else ''}. Farthest from the base's: {farthest[True]:+.2f} steps with the "
                   f"transfer, {farthest[False]:+.2f} without.", "", f"![picture]({optimizer}.png)", "", *found]  # fmt: skip
         picture(rows, optimizer)
     return "\n".join(parts) + "\n"

@@ -223,8 +223,10 @@ def test_the_norm_of_the_gradient_grows_with_the_head() -> None:
         torch.manual_seed(0)
         model = Model(width)
         scale_initial(model, lambda: Model(64))
-        hidden = model.blocks[0].norm(model.embed(torch.arange(40)))  # type: ignore[operator, index, union-attr]
-        logits = model.head(hidden + model.blocks[0].down(model.blocks[0].up(hidden)))  # type: ignore[operator, index, union-attr]
+        block = model.blocks[0]
+        assert isinstance(block, Block)
+        hidden = block.norm(model.embed(torch.arange(40)))
+        logits = model.head(hidden + block.down(block.up(hidden)))
         F.cross_entropy(logits, torch.arange(40) % 7).backward()
         norms[width] = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
     assert norms[1024]["head.weight"] / norms[64]["head.weight"] == pytest.approx(4, rel=0.15)

@@ -30,7 +30,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def same(one: dict[str, Any], other: dict[str, Any]) -> None:
     assert one["groups"] == other["groups"]
     for name, weights in other["weights"].items():
-        torch.testing.assert_close(one["weights"][name], weights, rtol=0, atol=1e-6, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(one["weights"][name], weights, rtol=0, atol=1e-6, msg=f"{name} differs")
 
 
 @pytest.mark.parametrize("method", METHODS)
