@@ -31,6 +31,10 @@ TIED = (
     "transfer: {0} is tied with the embedding, and follows the embedding's rule. Its logits grow with the width unless the "
     "module multiplies them by width of the base / width."
 )
+CLIPPED = (
+    "transfer: the gradient of the head grows as sqrt(width), and with it the norm that is clipped. {0}'s steps follow the size of "
+    "the gradient, so clipping makes those of wide models smaller. Tune and train with clip=0."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -164,6 +168,9 @@ def transferred(
     tied = [info.aliases[0] for info in infos if info.role == "embedding" and info.aliases]
     notes = [ASSUMED] if asked.width else []
     notes += [TIED.format(repr(tied[0]))] if tied and asked.width else []
+    notes += (
+        [CLIPPED.format(method)] if asked.width and resolved.clip is not None and method in ("sgd", "nesterov") else []
+    )
     first = {item.row.group: item.order for item in sorted(moved, key=lambda item: item.order, reverse=True)}
     return moved, sorted(rows.values(), key=lambda row: first[row.group]), notes
 

@@ -1,7 +1,7 @@
-"""Do activations change by as much at any width? The same few steps at several widths, with and without a transfer.
+"""Do activations change by as much at any width or depth? The same few steps at several sizes, with and without a transfer.
 
-If rates follow the width as they should, the change of every layer's output after a few steps neither grows nor shrinks
-with it: the slope of log(RMS of the change) against log(width) is near 0. What a slope is far from 0 for does not transfer.
+If rates follow the size as they should, the change of every layer's output after a few steps neither grows nor shrinks
+with it: the slope of log(RMS of the change) against log(size) is near 0. What a slope is far from 0 for does not transfer.
 Logits and attention scores before the first step are reported apart: they depend on the initial weights alone.
 """
 
@@ -40,7 +40,7 @@ Found = dict[tuple[str, int], list[float]]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class LayerSlope:
-    """How one layer's output goes with the width.
+    """How one layer's output goes with the width or depth.
 
     Args:
         layer: Name, with `*` for the number of a block.
@@ -49,7 +49,7 @@ class LayerSlope:
         without: The slope without a transfer.
         at_start: Slope of the output itself before the first step, with the transfer's initial weights.
         at_start_without: The same with the module's own.
-        change: Root mean square of the change at each width, mean over the seeds, with the transfer.
+        change: Root mean square of the change at each size, mean over the seeds, with the transfer.
         change_without: The same without.
 
     Example:
@@ -80,11 +80,12 @@ class CoordinateCheck:
 
     Args:
         title: Recipe and optimizer.
-        widths: Of the models; the base is the first.
+        widths: Of the models; the base is the first. Numbers of blocks, where `along` is "depth".
         steps: Optimizer steps.
         seeds: How many.
         layers: One line for each layer, in the order of the forward pass.
         attention: Slope of the attention scores before the first step, with and without; None where none were seen.
+        along: "width" or "depth".
 
     Example:
         >>> CoordinateCheck(title="t", widths=(8, 16), steps=1, seeds=1, layers=(), attention=None).worst
@@ -97,6 +98,7 @@ class CoordinateCheck:
     seeds: int
     layers: tuple[LayerSlope, ...]
     attention: tuple[float, float] | None
+    along: str = "width"
 
     @property
     def worst(self) -> float:
@@ -119,15 +121,19 @@ def coordinate_check(
     seeds: Sequence[int] = (0, 1, 2),
     loss: Callable[[nn.Module, Any], Tensor] | None = None,
     transfer: Mapping[str, Any] | None = None,
+    without: Callable[[int], nn.Module] | None = None,
     **overrides: Any,
 ) -> CoordinateCheck:
     """Train models of several widths for a few steps, and see how the changes of their activations go with the width.
+
+    With `transfer={"depth": True}` the sizes are numbers of blocks, and the slopes are against log(depth).
 
     The rate is constant from the first step on, unless `overrides` say otherwise. With the transfer the weights begin with
     `scale_initial`, without it as the module makes them. Runs on the CPU; the models are made one after the other.
 
     Args:
-        make_module: Width -> model. Its other sizes follow the width (attention: more heads of one size).
+        make_module: Width -> model. Its other sizes follow the width (attention: more heads of one size). Over depth: number
+            of blocks -> model, with its `residual_scale`.
         widths: At least two, rising; the first is the base.
         batch: What `loss` takes; also what the activations are measured on.
         recipe: Its name.
@@ -136,6 +142,8 @@ def coordinate_check(
         seeds: Of initial weights.
         loss: (module, batch) -> loss; `module.training_step(batch, 0)` if unset.
         transfer: Other arguments of `Transfer` than the base.
+        without: Makes the models that are trained without the transfer, if not `make_module`: over depth those without
+            `residual_scale`.
         **overrides: Other arguments of `Recipe`, as for the base.
 
     Raises:
@@ -156,6 +164,7 @@ def coordinate_check(
     if len(widths) < 2 or list(widths) != sorted(set(widths)):
         raise RecipeError([f"widths: {widths!r} has to be at least two rising widths, such as (64, 128, 256)."])
     overrides = {"warmup": 0, "decay": "constant", "ema": 0.0, "lr": lr, **overrides}
+    transfer = transfer or {}
     change: dict[bool, Found] = {True: defaultdict(list), False: defaultdict(list)}
     start: dict[bool, Found] = {True: defaultdict(list), False: defaultdict(list)}
     layers: list[str] = []
@@ -164,10 +173,10 @@ def coordinate_check(
             for carried in (True, False):
                 with torch.random.fork_rng(devices=[]):
                     torch.manual_seed(seed)
-                    module = make_module(width)
+                    module = (make_module if carried or without is None else without)(width)
                     if carried:
                         scale_initial(module, partial(_seeded, make_module, widths[0], seed))
-                        asked = Transfer(base=partial(make_module, widths[0]), **(transfer or {}))
+                        asked = Transfer(base=partial(make_module, widths[0]), **transfer)
                         one = Recipe(recipe, transfer=asked, **overrides)
                     else:
                         one = Recipe(recipe, **overrides)
@@ -199,6 +208,7 @@ def coordinate_check(
         seeds=len(seeds),
         layers=tuple(found),
         attention=(_slope(start[True], ATTENTION, widths), _slope(start[False], ATTENTION, widths)) if seen else None,
+        along="depth" if transfer.get("depth") else "width",
     )
 
 

@@ -44,7 +44,7 @@ def check_table(found: CoordinateCheck) -> Table:
     """
     widths = ", ".join(map(str, found.widths))
     table = Table(
-        title=f"{found.title}: slope of log(RMS of the change) against log(width), widths {widths}, "
+        title=f"{found.title}: slope of log(RMS of the change) against log({found.along}), {found.along}s {widths}, "
         f"{found.steps} steps, {found.seeds} seeds",
         title_justify="left",
         box=None,
@@ -101,7 +101,7 @@ def check_plot(found: CoordinateCheck, path: str | Path) -> Path:
         panel.set_xscale("log", base=2)
         panel.set_yscale("log")
         panel.set_xticks(found.widths, [str(width) for width in found.widths])
-        panel.set_xlabel("width")
+        panel.set_xlabel("width" if found.along == "width" else "number of blocks")
         panel.set_title(words, fontsize=10)
         panel.grid(alpha=0.25)
         if found.layers:

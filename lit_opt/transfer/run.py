@@ -90,8 +90,10 @@ def run_factors(asked: Transfer, algorithm: str, batch: int | None, steps: int |
             lr *= by
             words.append(f"horizon x {longer:.4g} in samples: lr x {by:.4g} ({source}, for AdamW's language models)")
         else:
-            decay /= longer
-            words.append(f"horizon x {longer:.4g} in samples: weight_decay x {1 / longer:.4g} (arXiv:2405.13698)")
+            # lr x weight_decay follows 1 / steps. A batch rule has multiplied it by the batch, so that samples remain.
+            by, unit = (longer, "samples") if asked.batch is not None else (longer / grown, "steps")
+            decay /= by
+            words.append(f"horizon x {by:.4g} in {unit}: weight_decay x {1 / by:.4g} (arXiv:2405.13698)")
     return RunFactors(lr=lr, weight_decay=decay, eps=eps, forgetting=forgetting, words=tuple(words)), []
 
 

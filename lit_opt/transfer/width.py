@@ -207,7 +207,11 @@ def _rate(kind: str, algorithm: str, options: Mapping[str, Any], s: Sides) -> fl
 
 
 def _epsilon(kind: str, algorithm: str, s: Sides) -> float:
-    """What epsilon has to be proportional to: the gradients' entries, for Shampoo the eigenvalues of its statistics."""
+    """What epsilon has to be proportional to: the gradients' entries, for Shampoo the eigenvalues of its statistics.
+
+    With 1 / blocks for what lies in one, this is CompleteP's (EleutherAI/nanoGPT-mup model.py, 3904404), but for the head:
+    theirs divides its output by the width, which makes its gradients smaller.
+    """
     if algorithm == "shampoo" and kind == "hidden":
         return s.inputs * s.outputs / s.whole**2
     return 1.0 if kind == "head" else 1 / s.whole

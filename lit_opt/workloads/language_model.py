@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+from functools import partial
+from typing import Any
 
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from lit_opt.errors import RecipeError
@@ -27,9 +29,12 @@ class LanguageModel(LightningModule):
         heads: Attention heads; they divide `width` into parts of even size.
         mlp_width: Inner size of each block's gated MLP.
         context: Most bytes that it can look back on; at least the `seq_len` of the data.
-        weights: Start from the checkpoint of another run of this model; its averages where it has them.
+        weights: Start from the checkpoint of another run of this model; its averages where it has them. Shapes do not show
+            heads and residual_scale: give those of that run.
         lora_rank: Train adapters of this rank beside all linear layers but the head (peft's LoRA, with alpha twice
             the rank) and freeze everything else; 0 trains the model itself.
+        residual_scale: Multiplies what attention and MLP of each block add. For `Transfer(depth=True)`: blocks of the small
+            model / blocks.
 
     Raises:
         RecipeError: An argument is out of range, the weights do not fit, or transformers (for adapters peft) is not
@@ -53,6 +58,7 @@ class LanguageModel(LightningModule):
         context: int = 256,
         weights: str | None = None,
         lora_rank: int = 0,
+        residual_scale: float = 1.0,
     ) -> None:
         super().__init__()
         problems = whole_number_problems(
@@ -61,10 +67,18 @@ class LanguageModel(LightningModule):
         problems += whole_number_problems(0, lora_rank=lora_rank)
         if not problems and width % (2 * heads):
             problems = [f"width={width}: a multiple of {2 * heads} is needed for heads={heads}."]
+        if (
+            isinstance(residual_scale, bool)
+            or not isinstance(residual_scale, int | float)
+            or not 0 < residual_scale < math.inf
+        ):
+            problems.append(
+                f"residual_scale={residual_scale!r}: a number above 0 is needed, 1 for a model that does not scale its branches."
+            )
         if problems:
             raise RecipeError(problems)
         self.save_hyperparameters(ignore="weights")  # a checkpoint holds the weights themselves
-        self.context = context
+        self.context, self.residual_scale = context, float(residual_scale)
         transformers = require("transformers", "LanguageModel")
         self.model = transformers.LlamaForCausalLM(
             transformers.LlamaConfig(
@@ -80,6 +94,11 @@ class LanguageModel(LightningModule):
                 eos_token_id=None,
             )
         )
+        if self.residual_scale != 1.0:
+            # Llama's blocks have no such factor; their branches are modules, and a hook multiplies what these give.
+            for block in self.model.model.layers:
+                for branch in (block.self_attn, block.mlp):
+                    branch.register_forward_hook(partial(_multiplied, self.residual_scale))
         if weights is not None:
             load_weights(self, weights)
         if lora_rank:
@@ -156,3 +175,8 @@ class LanguageModel(LightningModule):
                 text.append(int(torch.multinomial(chances, 1, generator=generator)))
         self.train(was_training)
         return text.decode(errors="replace")
+
+
+def _multiplied(scale: float, branch: nn.Module, args: Any, output: Any) -> Any:
+    """A forward hook; attention gives its scores as well."""
+    return (output[0] * scale, *output[1:]) if isinstance(output, tuple) else output * scale

@@ -207,6 +207,32 @@ def test_tied_weights_are_said() -> None:
     assert any("tied" in note and "logits" in note for note in found.notes)
 
 
+def test_clipping_that_depends_on_the_width_is_said() -> None:
+    asked = Transfer(base=lambda: Model(16))
+    sgd = groups(Model(64), asked, optimizer="sgd", lr=0.1, weight_decay=1e-4)
+    assert any("clip=0" in note for note in sgd.notes)
+    without = groups(Model(64), asked, optimizer="sgd", lr=0.1, weight_decay=1e-4, clip=0)
+    for found in (without, groups(Model(64), asked)):
+        assert not any("clip=0" in note for note in found.notes)
+
+
+def test_the_norm_of_the_gradient_grows_with_the_head() -> None:
+    """What that note says, on random labels: with muP's weights the norm grows as sqrt(width), by the head alone."""
+    norms = {}
+    for width in (64, 1024):
+        torch.manual_seed(0)
+        model = Model(width)
+        scale_initial(model, lambda: Model(64))
+        block = model.blocks[0]
+        assert isinstance(block, Block)
+        hidden = block.norm(model.embed(torch.arange(40)))
+        logits = model.head(hidden + block.down(block.up(hidden)))
+        F.cross_entropy(logits, torch.arange(40) % 7).backward()
+        norms[width] = {name: float(p.grad.norm()) for name, p in model.named_parameters() if p.grad is not None}
+    assert norms[1024]["head.weight"] / norms[64]["head.weight"] == pytest.approx(4, rel=0.15)
+    assert norms[1024]["blocks.0.up.weight"] / norms[64]["blocks.0.up.weight"] < 1.3
+
+
 # ---- batch and horizon
 
 

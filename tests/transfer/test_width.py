@@ -167,3 +167,7 @@ def test_horizon_rules() -> None:
     found, _ = run_factors(asked, "adamw", 16, 200)
     # lr x wd is 1 / the steps of the run: twice the steps, half the share.
     assert found.lr * found.weight_decay == pytest.approx(0.5)
+    # Without a rule for the batch its size does not matter: as many steps, as large a share in each.
+    asked = Transfer(base=dict, horizon="weight_decay", base_total_steps=100, base_batch_size=4)
+    assert run_factors(asked, "adamw", 16, 100)[0].weight_decay == 1.0
+    assert run_factors(asked, "adamw", 16, 400)[0].weight_decay == pytest.approx(0.25)
