@@ -2,7 +2,7 @@
 
 - schedule.png: `lit-opt plan --config vlm --plot docs/pictures/schedule.png`
 - plan.svg: what `lit-opt plan --config llm` prints
-- comparison.png: the first figure of `lit-opt compare report --out benchmarks/evidence/cnn`
+- comparison.png: the first figure of `lit-opt compare report --out benchmarks/evidence/llm`
 - spirals.png, spirals.gif: `lit-opt spirals --out docs/pictures`
 """
 
@@ -53,7 +53,7 @@ def plan() -> None:
     console.save_svg(str(HERE / "plan.svg"), theme=DEFAULT_TERMINAL_THEME, code_format=SVG, unique_id="plan")
 
 
-def comparison(name: str = "cnn") -> None:
+def comparison(name: str = "llm") -> None:
     """The first figure in the report of a comparison."""
     from lit_opt.comparison.plots import pictures
 
