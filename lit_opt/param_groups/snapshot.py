@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lit_opt.errors import RecipeError
+from lit_opt.errors import RecipeError, kind_of
 from lit_opt.param_groups.ends import find_ends
 from lit_opt.param_groups.layer_depth import layer_ids
 from lit_opt.param_groups.matrices import Matrix, decide_matrix
@@ -102,7 +102,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
         Plain data without tensors.
 
     Raises:
-        RecipeError: Lazy parameters that have no shape yet; FSDP1 with use_orig_params=False.
+        RecipeError: No module; lazy parameters that have no shape yet; FSDP1 with use_orig_params=False.
 
     Example:
         >>> from torch import nn
@@ -110,6 +110,10 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
         >>> info.name, info.shape, info.owner, info.role
         ('0.weight', (3, 2), 'Linear', 'matrix')
     """
+    if not isinstance(module, nn.Module):
+        raise RecipeError(
+            [f"module: {module!r} is {kind_of(module)}; give a torch.nn.Module, such as a LightningModule."]
+        )
     refuse_unreadable(module)
     # Of a wrapper and what it wraps, which have one clean path, the inner one is kept.
     modules = {clean_name(path): child for path, child in module.named_modules(remove_duplicate=False)}

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lit_opt.errors import RecipeError, nearest
+from lit_opt.errors import RecipeError, kind_of, nearest
 from lit_opt.optim.check import check_hyperparameters, check_nesterov
 from lit_opt.optim.matrix.scale import UNITS, check_rate, check_units
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers, run_row
@@ -41,7 +41,7 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(optimizer, type):
         name, accepted = optimizer.__name__, class_keywords(optimizer)
         if accepted is None:
-            yield f"optimizer: the class {name} is no torch.optim.Optimizer."
+            yield f"optimizer: the class {name} is no torch.optim.Optimizer. Give one that is, or a name: {', '.join(list_optimizers())}."
             return
     elif isinstance(optimizer, str) and optimizer in list_optimizers():
         name = optimizer
@@ -55,7 +55,9 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     else:
         what = f"{optimizer!r} is unknown.{nearest(optimizer, list_optimizers())}"
         if not isinstance(optimizer, str):
-            what = f"a {type(optimizer).__name__} is neither a name nor a class."
+            what = f"{kind_of(optimizer)} is neither a name nor a class."
+            if any(base.__name__ == "Optimizer" for base in type(optimizer).__mro__):
+                what += f" The recipe makes it: give the class {type(optimizer).__name__}, with lr= and weight_decay=."
         yield f"optimizer: {what} Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
         return
     fits = name == "adamw" or name.startswith("adamw_") if row is not None else "adamw" in name.lower()
@@ -176,7 +178,7 @@ def published_units(spec: RecipeSpec, row: OptimizerRow) -> dict[str, Any]:
 
 def _fallback_problems(given: object) -> Iterator[str]:
     if not isinstance(given, Mapping):
-        yield f"fallback: {given!r} is a {type(given).__name__}; give a dictionary such as {{'lr': 3e-4, 'betas': (0.9, 0.95)}}."
+        yield f"fallback: {given!r} is {kind_of(given)}; give a dictionary such as {{'lr': 3e-4, 'betas': (0.9, 0.95)}}."
         return
     for key in given:
         if key not in FALLBACK_KEYS:
@@ -258,7 +260,7 @@ def _keyword_problems(
 ) -> Iterator[str]:
     given = o.get("optimizer_kwargs", {})
     if not isinstance(given, Mapping):
-        yield f"optimizer_kwargs: {given!r} is a {type(given).__name__}; give a dictionary of keywords."
+        yield f"optimizer_kwargs: {given!r} is {kind_of(given)}; give a dictionary of keywords."
         return
     rest = [key for key in accepted if key not in OWN_ARGUMENTS]
     published = spec.hyperparameters.get("base") if name == spec.optimizer.number else None
