@@ -22,7 +22,6 @@ from lit_opt.comparison.task import Task
 from lit_opt.comparison.training import quiet, train
 
 STEPS, WARM, ROUNDS = 200, 20, 15
-GOAL = 0.01  # of a step of 10 ms
 
 # Width of the model, batch: the tiny one shows the harness itself, the other a step of about 10 ms.
 SIZES = {"tiny step": (8, 16), "step of about 10 ms": (512, 256)}
