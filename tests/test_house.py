@@ -257,11 +257,9 @@ WITHOUT_EXAMPLE = {
         "GroupSummary",
         "ParamRow",
         "Placed",
-        "match_rules",
-        "misplaced",
         "place",
-        "unsplittable",
     },
+    "lit_opt/param_groups/rules.py": {"match_rules", "misplaced", "unsplittable", "row_blocks", "blocks_in_words"},
     "lit_opt/optim/matrix/plan.py": {"Slot", "Chunk"},
     "lit_opt/optim/low_bit_torchao.py": {"AdamW8bit", "AdamW4bit", "AdamWFp8"},  # need the extra lowbit
     "lit_opt/optim/schema.py": {"OptimizerRow"},

@@ -97,6 +97,9 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("export-ema", ("CKPT, OUT: needed. Type: lit-opt export-ema CKPT OUT.",)),
     ("export-ema word.ckpt out.pt", ("checkpoint: there is no file 'word.ckpt'. Did you mean 'words.ckpt'?",)),
     ("export-ema words.ckpt out.pt", ("checkpoint: words.ckpt: it is damaged or no checkpoint", "weights.ckpt")),
+    ("export-ema folder.yaml out.pt", ("checkpoint: 'folder.yaml' is a folder without meta.pt. Give a file",)),
+    ("transfer", ("check: needed. Type: lit-opt transfer check. See",)),
+    ("transfer chekc", ("check: 'chekc' is unknown. Did you mean 'check'?",)),
     ("export-ema weights.ckpt out.pt", ("holds no averages", "Recipe(..., ema=...)")),
     ("spirals --optimizers muonn", ("optimizers: 'muonn' is unknown. Did you mean 'muon'?",)),
     ("spirals --lr adam=0.1", ("lr: 'adam' is not among the optimizers (sgd, adamw, muon). Add it to --optimizers.",)),
@@ -119,7 +122,7 @@ COMMANDS: list[tuple[str, tuple[str, ...]]] = [
     ("fit --config ok.yaml --recipe.learning_rate=1", ("Did you mean '--recipe.lr'?",)),
     ("fit --config ok.yaml --lr=0.1", ("--lr: unknown argument. Did you mean '--recipe.lr'?",)),
     ("fit --config ok.yaml --max_steps=5", ("--max_steps: unknown argument. Did you mean '--trainer.max_steps'?",)),
-    ("fit --config ok.yaml --recipe=llm", ("recipe: llm is no section. Write recipe: {name: llm}, or --recipe.name=llm.",)),
+    ("fit --config ok.yaml --recipe=llm", ("recipe: 'llm' is no section. Write recipe: {name: llm}, or --recipe.name=llm.",)),
     ("fit --config ok.yaml --recipe.name=lmm", ("recipe: 'lmm' is unknown. Did you mean 'llm'?",)),
     ("fit --config ok.yaml --trainer.max_steps=lots", ("trainer.max_steps: 'lots' is not allowed; give a whole number.",)),
     ("fit --config ok.yaml --trainer.precision=fp16", ("Did you mean 'bf16'?", "Known: 64, 32, 16")),
@@ -142,7 +145,7 @@ def test_commands(folder, monkeypatch, capsys, typed, parts):
 CONFIGS: list[tuple[tuple[str, str], tuple[str, ...]]] = [
     (("name: llm", "name: lmm"), ("recipe: 'lmm' is unknown. Did you mean 'llm'?",)),
     (("name: llm, ", ""), ("recipe.name: a recipe is needed.", "`recipe: {name: llm}`", "Known: cnn")),
-    (("{name: llm, batch_tokens: 8}", "llm"), ("recipe: llm is no section. Write recipe: {name: llm}",)),
+    (("{name: llm, batch_tokens: 8}", "llm"), ("recipe: 'llm' is no section. Write recipe: {name: llm}",)),
     (("recipe: {name: llm, batch_tokens: 8}\n", ""), ("recipe.name: a recipe is needed.",)),
     (("name: llm", "name: llm, learning_rate: 1"), ("recipe.learning_rate: unknown in the config. Did you mean 'recipe.lr'?",)),
     (("name: llm", "name: llm, wd: 1"), ("recipe.wd: unknown in the config. Did you mean 'recipe.weight_decay'?",)),
@@ -178,7 +181,7 @@ CONFIGS: list[tuple[tuple[str, str], tuple[str, ...]]] = [
     ((MODEL, LANGUAGE + "{widht: 32}}"), ("has no argument 'widht'. Did you mean 'width'? Known: layers, width",)),
     ((MODEL, LANGUAGE + "{width: wide}}"), ("model.width: 'wide' is not allowed; give a whole number.",)),
     ((DATA, "boring_classes.BoringDataModul"), ("Did you mean 'BoringDataModule'?", "dotted path of a LightningDataModule")),
-    ((CONFIG[CONFIG.index("data: ") :], ""), ("Give --data=my_package.MyData", )),
+    ((CONFIG[CONFIG.index("model: ") :], "model: lit_opt.workloads.LanguageModel\n"), ("Give --data=my_package.MyData",)),
     (("max_steps: 2", "max_steps: 2, callbacks: [{class_path: ModelCheckpoin}]"), ("'ModelCheckpoin'", "dotted path of a Callback")),
     (("max_steps: 2", "max_steps: 2, callbacks: [{class_path: lit_opt.Recipe, init_args: {name: llm}}]"), ("two recipes want to set the optimizer (Recipe('llm'), Recipe('llm')). Keep one",)),
     (("recipe: {name: llm, batch_tokens: 8}", "recipe:\n\tname: llm"), ("line 2, column 1: this is no YAML", "Mind the indentation.")),
@@ -261,7 +264,7 @@ LINEAR = nn.Linear(4, 4)
 CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "no name": (lambda: Recipe(), ("name: a recipe is needed, such as Recipe('llm'). Known: cnn",)),  # type: ignore[call-arg]
     "unknown name": (lambda: Recipe("lmm"), ("recipe: 'lmm' is unknown. Did you mean 'llm'?",)),
-    "lr without its name": (lambda: Recipe("llm", 1e-3), ("Write Recipe('llm', lr=...).",)),  # type: ignore[misc]
+    "lr without its name": (lambda: Recipe("llm", 1e-3), ("Write Recipe('llm', lr=...).",)),  # type: ignore[call-arg,arg-type]
     "another word": (lambda: Recipe("llm", learning_rate=1), ("learning_rate: Recipe has no such argument. Did you mean 'lr'?", "It has: optimizer, lr")),  # type: ignore[call-arg]
     "two other words": (lambda: Recipe("llm", wd=1, warmup_steps=3), ("2 problems:", "'weight_decay'", "'warmup'")),  # type: ignore[call-arg]
     "lr in quotes": (lambda: Recipe("llm", lr="3e-4"), ("lr: '3e-4' is not allowed", "leave the quotes away")),  # type: ignore[arg-type]
@@ -311,9 +314,9 @@ CALLS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "an unknown keyword": (lambda: build("adamw", LINEAR.parameters(), lr=1.0, bettas=1), ("bettas: adamw has no such keyword. Did you mean 'betas'?",)),
     "no lr": (lambda: build("adamw", LINEAR.parameters()), ("lr: missing.", "Published starting values: llm 0.0003")),
     "betas of one": (lambda: build("adamw", LINEAR.parameters(), lr=1.0, betas=(0.9,)), ("betas: (0.9,) is not 2 numbers, such as (0.9, 0.999).",)),
-    "a module for its parameters": (lambda: build("adamw", LINEAR, lr=1.0), ("Type params=module.parameters()",)),
+    "a module for its parameters": (lambda: build("adamw", LINEAR, lr=1.0), ("Type params=module.parameters()",)),  # type: ignore[arg-type]
     "no parameters": (lambda: build("adamw", [], lr=1.0), ("params: empty.",)),
-    "an unknown spec": (lambda: Recipe("llm", ema=EMASpec(decay=0.9, kind="sma")), ("ema.kind: 'sma' is unknown",)),  # type: ignore[arg-type]
+    "an unknown spec": (lambda: Recipe("llm", ema=EMASpec(decay=0.9, kind="sma")), ("ema.kind: 'sma' is unknown",)),
 }  # fmt: skip
 
 

@@ -170,6 +170,12 @@ def read_averages(path: str | Path) -> dict[str, Any]:
             written before the first update.
     """
     file = Path(path) / _SHARDED_META if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir() and not file.is_file():
+        raise RecipeError(
+            [
+                f"checkpoint: '{path}' is a folder without {_SHARDED_META}. Give a file, or the folder of a sharded checkpoint."
+            ]
+        )
     if not file.is_file():
         near = nearest(file.name, [other.name for other in file.parent.glob("*.ckpt")])
         raise RecipeError(

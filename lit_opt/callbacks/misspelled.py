@@ -5,16 +5,16 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Any, ParamSpec
+from typing import Any, TypeVar, cast
 
 from lit_opt.errors import RecipeError
 from lit_opt.recipes import list_recipes
 from lit_opt.resolve.overrides import nearest_field
 
-P = ParamSpec("P")
+Init = TypeVar("Init", bound=Callable[..., None])
 
 
-def refuse_misspelled(init: Callable[P, None]) -> Callable[P, None]:
+def refuse_misspelled(init: Init) -> Init:
     """Let an `__init__` say what was probably meant; its signature stays what it is.
 
     Args:
@@ -23,13 +23,13 @@ def refuse_misspelled(init: Callable[P, None]) -> Callable[P, None]:
     names = list(inspect.signature(init).parameters)[2:]
 
     @functools.wraps(init)
-    def checked(*args: P.args, **kwargs: P.kwargs) -> None:
+    def checked(*args: Any, **kwargs: Any) -> None:
         problems = _problems(list(args[1:]), kwargs, names)
         if problems:
             raise RecipeError(problems)
         init(*args, **kwargs)
 
-    return checked
+    return cast(Init, checked)
 
 
 def _problems(given: list[Any], keywords: dict[str, Any], names: list[str]) -> list[str]:

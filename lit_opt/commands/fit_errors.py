@@ -13,7 +13,8 @@ import yaml
 from lit_opt.commands.config_files import config_contents
 from lit_opt.errors import RecipeError, nearest
 from lit_opt.recipes import list_recipes
-from lit_opt.resolve.overrides import FIELDS, OTHER_WORDS, nearest_field
+from lit_opt.resolve.overrides import FIELDS, nearest_field
+from lit_opt.resolve.plain import OTHER_WORDS
 
 # Arguments of Recipe that choose what it does with a run.
 RECIPE_WORDS = ("existing", "on_resume", "on_nonfinite")

@@ -34,16 +34,14 @@ class Parser(argparse.ArgumentParser):
         option, _, problem = message.removeprefix("argument ").partition(": ")
         option = option.rpartition("/")[2]
         if option == "the following arguments are required":
-            raise RecipeError([f"{problem}: needed. Type: {self.prog} {self._words()}. {see}"])
+            words = [str(a.metavar or a.dest) for a in self._actions if not a.option_strings]
+            typed = " ".join([self.prog, *(word for word in words if word not in self.prog.split())])
+            raise RecipeError([f"{problem}: needed. Type: {typed}. {see}"])
         if problem == "expected one argument":
             problem = "a value is needed"
         elif wrong := re.match(r"invalid (\w+) value: (.*)", problem):
             problem = f"{wrong[2]} is not allowed; give {_TYPES.get(wrong[1], wrong[1])}"
         raise RecipeError([f"{option}: {problem}. {see}"])
-
-    def _words(self) -> str:
-        """The arguments that have no dashes, in their order."""
-        return " ".join(str(a.metavar or a.dest) for a in self._actions if not a.option_strings)
 
 
 def make_parser(verb: str, description: str, examples: str) -> Parser:

@@ -21,14 +21,9 @@ from lit_opt.optim.registry import row_of
 from lit_opt.param_groups.adapters import check_adapters
 from lit_opt.param_groups.grouped import ParamGroups
 from lit_opt.param_groups.parts import match_parts
-from lit_opt.param_groups.placement import (
-    match_rules,
-    misplaced,
-    place,
-    rule_labels,
-    unsplittable,
-)
+from lit_opt.param_groups.placement import place
 from lit_opt.param_groups.roles import ROLES
+from lit_opt.param_groups.rules import match_rules, misplaced, rule_labels, unsplittable
 from lit_opt.param_groups.snapshot import ParamSnapshot, snapshot_parameters
 from lit_opt.param_groups.transfer import TransferRow, transferred
 from lit_opt.recipes import get_recipe
@@ -107,14 +102,16 @@ def group_parameters(
         place(
             info,
             resolved,
-            algorithm,
-            layer_decay,
-            last_layer or 0,
-            rules.get(info.name),
-            labels,
-            parts.of.get(info.name),
-            routed,
-            row.role_options.get("head" if info.matrix.role == "head" else info.role) if row is not None else None,
+            algorithm=algorithm,
+            layer_decay=layer_decay,
+            last_layer=last_layer or 0,
+            matched=rules.get(info.name),
+            labels=labels,
+            part=parts.of.get(info.name),
+            routed=routed,
+            of_role=row.role_options.get("head" if info.matrix.role == "head" else info.role)
+            if row is not None
+            else None,
         )
         for info in trainable
     ]

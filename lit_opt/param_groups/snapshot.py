@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -89,6 +89,28 @@ def clean_name(name: str) -> str:
         'model.layers.0.weight'
     """
     return _WRAPPERS.sub("", name).rstrip(".")
+
+
+def matching(glob: str, parameters: Iterable[ParamInfo]) -> list[ParamInfo]:
+    """The parameters with a name, or the name of a tied one, that the glob matches.
+
+    Example:
+        >>> from torch import nn
+        >>> [info.name for info in matching("*.bias", snapshot_parameters(nn.Sequential(nn.Linear(2, 2))).parameters)]
+        ['0.bias']
+    """
+    matches = re.compile(fnmatch.translate(glob)).match
+    return [info for info in parameters if any(map(matches, (info.name, *info.aliases)))]
+
+
+def such_as(names: Sequence[str]) -> str:
+    """What names look like, for the message of a glob that matches none.
+
+    Example:
+        >>> such_as(["layer.weight", "layer.bias"])
+        " Names are such as 'layer.weight', 'layer.bias'."
+    """
+    return f" Names are such as {', '.join(map(repr, names[:3]))}."
 
 
 def snapshot_parameters(module: nn.Module) -> ParamSnapshot:

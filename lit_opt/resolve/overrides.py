@@ -13,7 +13,7 @@ from lit_opt.errors import nearest
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, RecipeSpec
 from lit_opt.resolve.overrides_groups import group_problems, part_problems
 from lit_opt.resolve.overrides_optimizer import optimizer_problems
-from lit_opt.resolve.plain import build_spec, is_number, is_real, is_whole, plain, word_hint
+from lit_opt.resolve.plain import OTHER_WORDS, build_spec, is_number, is_real, is_whole, plain, word_hint
 from lit_opt.schedules import FIELDS_OF_KIND, KINDS
 from lit_opt.transfer.spec import transfer_problems
 
@@ -22,18 +22,6 @@ FIELDS = (
     "clip", "ema", "batch_size", "batch_tokens", "total_steps", "optimizer_kwargs", "fallback", "groups",
     "layer_decay", "parts", "transfer",
 )  # fmt: skip
-
-# What other libraries call them -> the field.
-OTHER_WORDS = {
-    "learning_rate": "lr", "max_lr": "lr", "peak_lr": "lr", "initial_lr": "lr",
-    "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "opt": "optimizer", "optim": "optimizer",
-    "warmup_steps": "warmup", "warmup_ratio": "warmup", "warmup_epochs": "warmup", "num_warmup_steps": "warmup",
-    "scheduler": "decay", "schedule": "decay", "lr_scheduler": "decay", "lr_scheduler_type": "decay",
-    "grad_clip": "clip", "clip_grad": "clip", "max_grad_norm": "clip", "gradient_clip_val": "clip",
-    "ema_decay": "ema", "steps": "total_steps", "max_steps": "total_steps", "num_training_steps": "total_steps",
-    "global_batch_size": "batch_size", "param_groups": "groups", "layer_wise_decay": "layer_decay",
-    "eps": "optimizer_kwargs", "nesterov": "optimizer_kwargs",
-}  # fmt: skip
 
 _DURATION = re.compile(r"^\s*(?:(\d+(?:\.\d+)?)\s*epochs?|(\d+)\s*steps?)\s*$")
 

@@ -11,6 +11,18 @@ from typing import Any, TypeVar
 from lit_opt.errors import kind_of, nearest
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec
 
+# What other libraries call an argument of Recipe -> the argument.
+OTHER_WORDS = {
+    "learning_rate": "lr", "max_lr": "lr", "peak_lr": "lr", "initial_lr": "lr",
+    "wd": "weight_decay", "beta1": "betas", "beta2": "betas", "opt": "optimizer", "optim": "optimizer",
+    "warmup_steps": "warmup", "warmup_ratio": "warmup", "warmup_epochs": "warmup", "num_warmup_steps": "warmup",
+    "scheduler": "decay", "schedule": "decay", "lr_scheduler": "decay", "lr_scheduler_type": "decay",
+    "grad_clip": "clip", "clip_grad": "clip", "max_grad_norm": "clip", "gradient_clip_val": "clip",
+    "ema_decay": "ema", "steps": "total_steps", "max_steps": "total_steps", "num_training_steps": "total_steps",
+    "global_batch_size": "batch_size", "param_groups": "groups", "layer_wise_decay": "layer_decay",
+    "eps": "optimizer_kwargs", "nesterov": "optimizer_kwargs",
+}  # fmt: skip
+
 S = TypeVar("S", ClipSpec, DecaySpec, EMASpec, GroupRule, PartSpec)
 
 

@@ -110,7 +110,9 @@ def test_optimizers_of_another_type(value):
 
 def test_an_optimizer_object_is_no_class():
     made = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    assert problem(optimizer=made).startswith("optimizer: a SGD is neither")
+    assert problem(optimizer=made).startswith(
+        "optimizer: an SGD is neither a name nor a class. The recipe makes it: give the class SGD"
+    )
     assert "the class dict is no torch.optim.Optimizer" in problem(optimizer=dict)
 
 
