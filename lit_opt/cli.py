@@ -246,7 +246,7 @@ def transfer(args: list[str]) -> int:
     """Whether what a config transfers from a small model holds at other widths."""
     from lit_opt.commands.transfer_options import add_options, read_options
 
-    parser = make_parser("transfer check", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
+    parser = make_parser("transfer", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
     add_options(parser, one_of)
     known, others = parse_beside_config(parser, args)  # the others are the config's
     options = read_options(vars(known))

@@ -83,9 +83,9 @@ def patched_by(module: Any, name: str) -> object:
 
 
 # What a recipe cannot set while the module's own optimizer and scheduler stay.
-_OF_THE_OPTIMIZER = (
-    "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay", "optimizer_kwargs", "fallback",
-    "groups", "layer_decay", "parts", "transfer",
+OF_THE_OPTIMIZER = (
+    "optimizer", "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay",
+    "optimizer_kwargs", "fallback", "groups", "layer_decay", "parts", "transfer",
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def attachment_problems(recipe: Any, trainer: Any, module: Any, *, own: bool, cl
             f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
             "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
         )
-    unused = [field for field in _OF_THE_OPTIMIZER if field in recipe.overrides]
+    unused = [field for field in OF_THE_OPTIMIZER if field in recipe.overrides]
     if own and recipe.existing == "keep" and unused:
         problems.append(
             f"{', '.join(unused)}: existing='keep' leaves the optimizer and scheduler of {name}, so "

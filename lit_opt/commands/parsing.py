@@ -35,8 +35,7 @@ class Parser(argparse.ArgumentParser):
         option = option.rpartition("/")[2]
         if option == "the following arguments are required":
             words = [str(a.metavar or a.dest) for a in self._actions if not a.option_strings]
-            typed = " ".join([self.prog, *(word for word in words if word not in self.prog.split())])
-            raise RecipeError([f"{problem}: needed. Type: {typed}. {see}"])
+            raise RecipeError([f"{problem}: needed. Type: {self.prog} {' '.join(words)}. {see}"])
         if problem == "expected one argument":
             problem = "a value is needed"
         elif wrong := re.match(r"invalid (\w+) value: (.*)", problem):
