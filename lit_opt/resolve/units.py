@@ -72,7 +72,7 @@ def units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
     Example:
         >>> from lit_opt.optim.registry import get_row
         >>> units_note(get_row("muon"), {"optimizer_kwargs": {"scale": "match_rms_adamw"}})[:61]
-        " They are AdamW's (those that AdamW would have) with scale 'ma"
+        " They are AdamW's (those that AdamW would have) with scale 'm"
     """
     if row is None or row.hyperparameters.get("scale") not in UNITS:
         return ""
