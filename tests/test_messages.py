@@ -6,6 +6,7 @@ every case.
 
 import re
 import shlex
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -327,6 +328,23 @@ def test_calls(mistake, tmp_path, monkeypatch):
     with pytest.raises(RecipeError) as error:
         call()
     check(str(error.value), parts)
+
+
+@pytest.mark.parametrize(
+    ("package", "typed", "who"),
+    [
+        ("transformers", "fit --config llm", "LanguageModel"),
+        ("diffusers", "plan --config diffusion", "DiffusionModel"),
+        ("transformers", "check --config vlm", "VisionLanguageModel"),
+    ],
+)
+def test_a_forgotten_extra(folder, monkeypatch, capsys, package, typed, who):
+    monkeypatch.chdir(folder)
+    monkeypatch.setitem(sys.modules, package, None)
+    check(
+        told(capsys, shlex.split(typed)),
+        (f"{who}: needs {package}, which is not installed. Type: pip install 'lit-opt[workloads]'.",),
+    )
 
 
 def test_an_unknown_public_name():
