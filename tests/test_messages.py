@@ -152,6 +152,7 @@ CONFIGS: list[tuple[tuple[str, str], tuple[str, ...]]] = [
     (("name: llm", "name: llm, wd: 1"), ("recipe.wd: unknown in the config. Did you mean 'recipe.weight_decay'?",)),
     (("name: llm", "name: llm, lr: fast"), ("recipe.lr: 'fast' is not allowed; give a finite number above 0",)),
     (("name: llm", "name: llm, lr: -1.0, clip: -1.0"), ("2 problems:", "lr: -1.0", "clip: -1.0")),
+    (("name: llm", "name: llm, lr: fast, optimizer: {class_path: torch.optim.SGD}"), ("2 problems:", "recipe.lr: 'fast'", "'SGD' in the setting 'llm'")),
     (("name: llm", "name: llm, betas: 0.9"), ("recipe.betas: 0.9 is not allowed; give two numbers in [0, 1)",)),
     (("name: llm", "name: llm, betas: [0.9, 0.95, 0.99]"), ("betas: [0.9, 0.95, 0.99]", "such as (0.9, 0.95).")),
     (("name: llm", "name: llm, optimizer: adamww"), ("optimizer: 'adamww' is unknown. Did you mean 'adamw'?",)),

@@ -113,7 +113,7 @@ def _recipe_problems(args: Sequence[str]) -> list[str]:
 def _as_parsed(key: str, value: Any) -> Any:
     """A value of a config as the parser hands it on: numbers in quotes are numbers, dotted paths are classes."""
     if isinstance(value, Mapping) and "class_path" in value:
-        return value.get("init_args") or {}
+        value = value["class_path"] if key == "optimizer" else value.get("init_args") or {}
     if isinstance(value, list):
         return [_as_parsed(key, item) for item in value]
     if not isinstance(value, str):
