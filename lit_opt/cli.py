@@ -61,6 +61,7 @@ def _dispatch(args: list[str]) -> int:
         "check": check,
         "choose": choose,
         "compare": compare,
+        "sweep": sweep,
         "new": new,
         "transfer": transfer,
         "export-ema": export_ema,
@@ -240,6 +241,18 @@ def compare(args: list[str]) -> int:
     if verb:
         return (run_worker if verb == "worker" else run_report)(given.out)
     return run_compare(vars(given), others)
+
+
+def sweep(args: list[str]) -> int:
+    """Tune on a small model, and write the large one's recipe."""
+    from lit_opt.commands.sweep_options import EXAMPLES, add_options
+
+    parser = make_parser("sweep", "Tune on a small model, get the large model's recipe as YAML.", EXAMPLES)
+    add_options(parser, one_of)
+    given, others = parse_beside_config(parser, args)  # the others are the config's
+    from lit_opt.commands.sweep import run_sweep  # torch and lightning: seconds
+
+    return run_sweep(vars(given), others, show)
 
 
 def transfer(args: list[str]) -> int:

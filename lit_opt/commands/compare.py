@@ -89,11 +89,11 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         raise RecipeError(
             [f"{names}: needed. Type: lit-opt compare --config llm --arms llm,llm/muon --budget-steps 400 --dry-run."]
         )
-    config_args = (f"--config={_found(options['config'])}", *args)
+    config_args = (f"--config={found_config(options['config'])}", *args)
     config = _parsed(config_args)
     if config.get("model") is None:
         raise RecipeError(["model: the config names none. Add a section `model:` with class_path and init_args."])
-    metric, mode = _monitored(config)
+    metric, mode = monitored(config)
     if options["metric"] is not None:
         metric, mode = options["metric"], (mode if options["metric"] == metric else None)
     numbers = {
@@ -112,11 +112,11 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         mode=options["mode"] or mode,
         readout=options["readout"],
         out=options["out"],
-        trainer=_trainer(config),
+        trainer=kept_trainer(config),
         dry_run=options["dry_run"],
         **numbers,
     )
-    run_comparison(given, {"options": {**options, "config": _found(options["config"])}, "args": list(args)})
+    run_comparison(given, {"options": {**options, "config": found_config(options["config"])}, "args": list(args)})
     return 0
 
 
@@ -129,6 +129,7 @@ def run_worker(out: str) -> int:
     folder = Path(out)
     if not folder.is_dir():
         raise RecipeError([f"out: {folder}: no such folder. `lit-opt compare --config ...` begins a comparison."])
+    _refuse_a_sweep(folder)
     command = progress_of(Ledger(folder).read()).opened["command"]
     if command is None:
         raise RecipeError(
@@ -142,8 +143,17 @@ def run_worker(out: str) -> int:
 
 def run_report(out: str) -> int:
     """Write the report of a folder anew."""
+    _refuse_a_sweep(Path(out))
     write_report(out)
     return 0
+
+
+def _refuse_a_sweep(folder: Path) -> None:
+    opened = Ledger(folder).read().of("opened") if folder.is_dir() else iter(())
+    if any("tuned" in event["request"] for _, event in opened):
+        raise RecipeError(
+            [f"out: {folder} holds a sweep. The same `lit-opt sweep` command resumes it, joins it and shows its table."]
+        )
 
 
 def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
@@ -169,7 +179,7 @@ def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
         if is_file:
             arms[name] = _section(what)
         elif own is not None and own["name"] == what:
-            arms[name] = _given(own)
+            arms[name] = given_values(own)
         elif base in shipped_configs() and what in shipped_configs() and what in list_recipes():
             arms[name] = _section(what)
         else:
@@ -179,22 +189,23 @@ def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
 
 def _section(config: str) -> dict[str, Any]:
     """The recipe of a config, its given values alone."""
-    parsed = parse_config((f"--config={_found(config)}",), verb="compare")
+    parsed = parse_config((f"--config={found_config(config)}",), verb="compare")
     if parsed.get("recipe") is None:
         raise RecipeError([f"arms: {config} has no section `recipe:`. Add one, such as `recipe: {{name: llm}}`."])
-    return _given(parsed["recipe"])
+    return given_values(parsed["recipe"])
 
 
-def _given(recipe: Any) -> dict[str, Any]:
+def given_values(recipe: Any) -> dict[str, Any]:
+    """What the section `recipe:` of a config says."""
     return {key: value for key, value in recipe.as_dict().items() if value is not None}
 
 
-def _found(config: str) -> str:
+def found_config(config: str) -> str:
     """A path that holds from any folder, or the name of a shipped config."""
     return str(Path(config).resolve()) if Path(config).is_file() else config
 
 
-def _monitored(config: Any) -> tuple[str | None, str | None]:
+def monitored(config: Any) -> tuple[str | None, str | None]:
     """What a checkpoint callback of the config watches."""
     callbacks = config["trainer"].get("callbacks") or []
     for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
@@ -204,7 +215,8 @@ def _monitored(config: Any) -> tuple[str | None, str | None]:
     return None, None
 
 
-def _trainer(config: Any) -> dict[str, Any]:
+def kept_trainer(config: Any) -> dict[str, Any]:
+    """What a run keeps of the section `trainer:`."""
     section = config["trainer"].as_dict()
     kept = {key: section[key] for key in _KEPT if section.get(key) is not None}
     return {

@@ -59,10 +59,15 @@ def expand_configs(args: Sequence[str], *, verb: str | None = None) -> list[str]
 
 
 def _find_beside(config: Path) -> None:
-    """Let `class_path: model.MyModel` name a file beside the config, as `python train.py` finds its neighbours."""
+    """Let `class_path: model.MyModel` name a file beside the config, as `python train.py` finds its neighbours.
+
+    Or, after all else, one in the working folder: a config that `lit-opt sweep` wrote lies in a folder below it.
+    """
     folder = str(config.parent.resolve())
     if folder not in sys.path:
         sys.path.insert(0, folder)
+    if not {str(Path.cwd()), ""} & set(sys.path):
+        sys.path.append(str(Path.cwd()))
 
 
 def _config_problems(value: str, path: Path) -> list[str]:

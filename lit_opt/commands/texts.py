@@ -32,6 +32,10 @@ Prove:
   lit-opt compare --config mine.yaml --arms llm,llm/muon --budget-steps 2000
                                       a fair comparison on your own model
 
+Tune small, train large:
+  lit-opt sweep --config small.yaml --param lr --target large.yaml ...
+                                      tuned there, written as YAML for here
+
 Keep:
   lit-opt export-ema last.ckpt out.pt   averaged weights of a checkpoint
 

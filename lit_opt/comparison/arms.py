@@ -16,13 +16,14 @@ _HAS_NO_SAY = ("existing", "on_resume", "on_nonfinite")
 Named = dict[str, tuple[str, dict[str, Any]]]
 
 
-def read_arms(arms: Sequence[ArmLike] | Mapping[str, ArmLike], readout: str | None) -> Named:
+def read_arms(arms: Sequence[ArmLike] | Mapping[str, ArmLike], readout: str | None, least: int = 2) -> Named:
     """Name of each arm -> (recipe, keywords).
 
     Args:
         arms: Names of recipes or `Recipe` objects; or a mapping from the arms' names to either of them or to keywords
             of `Recipe` ("name" is the recipe; the arm's own name where it is missing).
         readout: "raw" turns averages off in every arm; "averages" and None leave them.
+        least: How many are needed.
 
     Raises:
         RecipeError: All that is wrong, at once.
@@ -46,7 +47,7 @@ def read_arms(arms: Sequence[ArmLike] | Mapping[str, ArmLike], readout: str | No
             found[name] = _read(name, arm)
         except RecipeError as error:
             problems += [f"arms, {name}: {text}" for text in error.problems]
-    if len(pairs) < 2:
+    if len(pairs) < least:
         problems.append(f"arms: {len(pairs)} given, and a comparison needs at least two, such as llm,llm/muon.")
     if problems:
         raise RecipeError(problems)

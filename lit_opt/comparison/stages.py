@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -253,3 +253,52 @@ def _sides(protocol: Protocol, runs: list[Run]) -> dict[str, dict[str, str]]:
                 assert not EDGE < place < 1 - EDGE
                 sides.setdefault(arm.name, {})[name] = "low" if place < 0.5 else "high"
     return sides
+
+
+def expected(progress: Progress, estimate: Mapping[str, float]) -> tuple[float, float, str]:
+    """Expected seconds of what is done and of all, and where it is.
+
+    Args:
+        progress: Of a comparison.
+        estimate: Arm -> seconds of a run.
+
+    Example:
+        >>> protocol = Protocol((Arm("a", "cnn", {}, {"lr": 0.1}, {}),), "a", "val_loss", "min", 4, (0, 4), 1, 1)
+        >>> expected(Progress(protocol, protocol, "", {}, {}, Counter(), (), None, None), {"a": 3.0})
+        (0, 6.0, 'search 0/1')
+    """
+    protocol = progress.effective
+    all_runs = {arm.name: protocol.studies * (protocol.trials + protocol.seeds) for arm in protocol.arms}
+    total = sum(estimate[name] * count for name, count in all_runs.items())
+    done = sum(estimate[run.arm] for run in progress.runs.values())
+    if progress.chosen is None:
+        jobs = search_jobs(progress)
+        where = f"search {sum(job.key in progress.runs for job in jobs)}/{len(jobs)}"
+    else:
+        confirmed = sum(run.stage == "confirm" for run in progress.runs.values())
+        where = f"confirmation {confirmed}/{protocol.studies * protocol.seeds * len(protocol.arms)}"
+    return done, max(total, 1e-9), where
+
+
+@dataclass(frozen=True)
+class Stages:
+    """What a worker asks about the order of the runs: functions of what the ledger says has happened.
+
+    Attributes:
+        due: The decision that is due now, kind and content of its line, or None.
+        open_jobs: The runs that may be done now.
+        is_complete: Nothing is left to do.
+        expected: With the seconds of a run of each arm: expected seconds of what is done, of all, and where it is.
+
+    Example:
+        >>> COMPARISON.due is due
+        True
+    """
+
+    due: Callable[[Progress], tuple[str, dict[str, Any]] | None]
+    open_jobs: Callable[[Progress], list[Job]]
+    is_complete: Callable[[Progress], bool]
+    expected: Callable[[Progress, Mapping[str, float]], tuple[float, float, str]]
+
+
+COMPARISON = Stages(due, open_jobs, is_complete, expected)

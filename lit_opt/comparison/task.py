@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lit_opt.comparison.records import Arm, Stage
+from lit_opt.optim import get_row
+from lit_opt.recipes import get_recipe
+from lit_opt.resolve.overrides_optimizer import published_units
 
 Factory = Callable[..., Any]
 
@@ -84,7 +87,8 @@ def overrides_at(
     """The keywords of a trial's recipe.
 
     What a matrix optimizer leaves to AdamW keeps its ratio to the matrices' rate and decay, so that a trial moves the
-    whole arm, as it does for AdamW.
+    whole arm, as it does for AdamW. Its scale is named beside the rate: a box reaches below what the scale's users take,
+    where a rate by itself would be refused as one of the other units.
 
     Args:
         arm: With its starting values.
@@ -95,10 +99,12 @@ def overrides_at(
     Example:
         >>> arm = Arm("muon", "llm/muon", {}, {"lr": 0.02}, {"lr": (0.002, 0.2)})
         >>> overrides_at(arm, {}, {"lr": 0.04}, {"lr": 1e-3})
-        {'lr': 0.04, 'fallback': {'lr': 0.002}}
+        {'lr': 0.04, 'optimizer_kwargs': {'scale': 'original'}, 'fallback': {'lr': 0.002}}
     """
     given = {key: value for key, value in keywords.items() if key not in ("base_lr", "base_batch_size")}
     given |= {name: value for name, value in values.items() if arm.start.get(name)}
+    if "lr" in given and (scale := _scale(arm.recipe, keywords)):
+        given["optimizer_kwargs"] = {"scale": scale, **(keywords.get("optimizer_kwargs") or {})}
     scaled = {
         name: fallback[name] * (value / arm.start[name])
         for name, value in values.items()
@@ -107,3 +113,12 @@ def overrides_at(
     if scaled:
         given["fallback"] = {**(keywords.get("fallback") or {}), **scaled}
     return given
+
+
+def _scale(recipe: str, keywords: Mapping[str, Any]) -> str | None:
+    """The unit system of a matrix optimizer's rate; None where there is but one."""
+    spec = get_recipe(recipe)
+    name = keywords.get("optimizer", spec.optimizer.number)
+    if not isinstance(name, str) or "scale" not in get_row(name).hyperparameters:
+        return None
+    return str(published_units(spec, get_row(name))["scale"])

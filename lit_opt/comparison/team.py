@@ -12,7 +12,7 @@ from pathlib import Path
 
 from lit_opt.comparison.announcement import duration
 from lit_opt.comparison.ledger import Ledger
-from lit_opt.comparison.stages import Progress, is_complete, progress_of, search_jobs
+from lit_opt.comparison.stages import COMPARISON, Progress, Stages, progress_of
 from lit_opt.comparison.task import Task
 from lit_opt.comparison.worker import intact, work
 from lit_opt.errors import RecipeError
@@ -21,7 +21,15 @@ _LOOK = 0.5  # seconds between looks at the ledger
 _LINE = 60.0  # seconds between lines where there is no terminal
 
 
-def run_workers(folder: Path, task: Task, *, workers: int, estimate: Mapping[str, float], quiet: bool = False) -> None:
+def run_workers(
+    folder: Path,
+    task: Task,
+    *,
+    workers: int,
+    estimate: Mapping[str, float],
+    quiet: bool = False,
+    stages: Stages = COMPARISON,
+) -> None:
     """Work until the comparison is complete.
 
     Args:
@@ -30,6 +38,7 @@ def run_workers(folder: Path, task: Task, *, workers: int, estimate: Mapping[str
         workers: How many processes; one works in this one.
         estimate: Arm -> seconds of a run, for the time that is left.
         quiet: No progress.
+        stages: What is to be done next.
 
     Raises:
         RecipeError: The workers stopped before the end.
@@ -38,11 +47,11 @@ def run_workers(folder: Path, task: Task, *, workers: int, estimate: Mapping[str
         >>> run_workers.__name__  # tests/comparison/test_workers.py
         'run_workers'
     """
-    with meter(estimate, quiet) as seen:
+    with meter(estimate, quiet, stages) as seen:
         if workers == 1:
-            work(folder, task, seen=seen)
+            work(folder, task, stages=stages, seen=seen)
         else:
-            _supervise(folder, task, workers, seen)
+            _supervise(folder, task, stages, workers, seen)
 
 
 def refuse_unsendable(task: Task, workers: int) -> None:
@@ -74,10 +83,10 @@ def refuse_unsendable(task: Task, workers: int) -> None:
             ) from None
 
 
-def _supervise(folder: Path, task: Task, workers: int, seen: Callable[[Progress], None]) -> None:
+def _supervise(folder: Path, task: Task, stages: Stages, workers: int, seen: Callable[[Progress], None]) -> None:
     # Not forked: torch's threads do not survive it.
     context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_one, args=(folder, task), daemon=True) for _ in range(workers)]
+    processes = [context.Process(target=_one, args=(folder, task, stages), daemon=True) for _ in range(workers)]
     for process in processes:
         process.start()
     ledger = Ledger(folder)
@@ -95,27 +104,29 @@ def _supervise(folder: Path, task: Task, workers: int, seen: Callable[[Progress]
             process.join()
     progress = progress_of(intact(ledger.read(), folder))
     seen(progress)
-    if not is_complete(progress):
+    if not stages.is_complete(progress):
         codes = sorted({str(process.exitcode) for process in processes})
         raise RecipeError(
             [
-                f"workers: all {workers} stopped (exit codes {', '.join(codes)}) before the comparison was complete; what they "
+                f"workers: all {workers} stopped (exit codes {', '.join(codes)}) before the end; what they "
                 "said is above. What is finished is kept: the same command resumes."
             ]
         )
 
 
-def _one(folder: Path, task: Task) -> None:
+def _one(folder: Path, task: Task, stages: Stages) -> None:
     """A worker's whole life."""
     try:
-        work(folder, task, alone=False)
+        work(folder, task, stages=stages, alone=False)
     except RecipeError as error:
-        print(f"lit-opt compare, worker: {error}", file=sys.stderr)
+        print(f"lit-opt, worker: {error}", file=sys.stderr)
         sys.exit(2)
 
 
 @contextmanager
-def meter(estimate: Mapping[str, float], quiet: bool) -> Iterator[Callable[[Progress], None]]:
+def meter(
+    estimate: Mapping[str, float], quiet: bool, stages: Stages = COMPARISON
+) -> Iterator[Callable[[Progress], None]]:
     """A bar on a terminal, else a line a minute; called with each look at the ledger.
 
     Example:
@@ -126,29 +137,14 @@ def meter(estimate: Mapping[str, float], quiet: bool) -> Iterator[Callable[[Prog
     if quiet:
         yield lambda progress: None
     elif sys.stderr.isatty():
-        with _bar(estimate) as update:
+        with _bar(estimate, stages) as update:
             yield update
     else:
-        yield _lines(estimate)
-
-
-def _expected(progress: Progress, estimate: Mapping[str, float]) -> tuple[float, float, str]:
-    """Expected seconds of what is done and of all, and where it is."""
-    protocol = progress.effective
-    all_runs = {arm.name: protocol.studies * (protocol.trials + protocol.seeds) for arm in protocol.arms}
-    total = sum(estimate[name] * count for name, count in all_runs.items())
-    done = sum(estimate[run.arm] for run in progress.runs.values())
-    if progress.chosen is None:
-        jobs = search_jobs(progress)
-        where = f"search {sum(job.key in progress.runs for job in jobs)}/{len(jobs)}"
-    else:
-        confirmed = sum(run.stage == "confirm" for run in progress.runs.values())
-        where = f"confirmation {confirmed}/{protocol.studies * protocol.seeds * len(protocol.arms)}"
-    return done, max(total, 1e-9), where
+        yield _lines(estimate, stages)
 
 
 @contextmanager
-def _bar(estimate: Mapping[str, float]) -> Iterator[Callable[[Progress], None]]:
+def _bar(estimate: Mapping[str, float], stages: Stages) -> Iterator[Callable[[Progress], None]]:
     from rich.console import Console
     from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
@@ -164,19 +160,19 @@ def _bar(estimate: Mapping[str, float]) -> Iterator[Callable[[Progress], None]]:
         shown = bar.add_task("search", total=None)
 
         def update(progress: Progress) -> None:
-            done, total, where = _expected(progress, estimate)
+            done, total, where = stages.expected(progress, estimate)
             bar.update(shown, completed=done, total=total, description=where)
 
         yield update
 
 
-def _lines(estimate: Mapping[str, float]) -> Callable[[Progress], None]:
+def _lines(estimate: Mapping[str, float], stages: Stages) -> Callable[[Progress], None]:
     began = last = time.monotonic()
     at_first: float | None = None
 
     def update(progress: Progress) -> None:
         nonlocal last, at_first
-        done, total, where = _expected(progress, estimate)
+        done, total, where = stages.expected(progress, estimate)
         at_first = done if at_first is None else at_first
         now = time.monotonic()
         if now - last < _LINE:

@@ -15,7 +15,7 @@ from lit_opt.comparison.codec import run_to_dict
 from lit_opt.comparison.ledger import Event, Ledger, Lines
 from lit_opt.comparison.records import Run
 from lit_opt.comparison.run import execute
-from lit_opt.comparison.stages import RETRIES, Progress, due, is_complete, open_jobs, progress_of
+from lit_opt.comparison.stages import COMPARISON, RETRIES, Progress, Stages, progress_of
 from lit_opt.comparison.task import Job, Task
 from lit_opt.errors import RecipeError
 
@@ -23,13 +23,19 @@ _PAUSE = 0.2  # seconds between looks at the ledger while others work
 
 
 def work(
-    folder: Path, task: Task, *, alone: bool = True, seen: Callable[[Progress], None] = lambda progress: None
+    folder: Path,
+    task: Task,
+    *,
+    stages: Stages = COMPARISON,
+    alone: bool = True,
+    seen: Callable[[Progress], None] = lambda progress: None,
 ) -> Progress:
     """Work until the comparison is complete.
 
     Args:
         folder: Of an opened comparison.
         task: The code that makes modules and data.
+        stages: What is to be done next.
         alone: No other worker was started beside this one; otherwise times are left out.
         seen: Called after each look at the ledger.
 
@@ -48,15 +54,15 @@ def work(
     while True:
         progress = progress_of(intact(ledger.read(), folder))
         seen(progress)
-        decision = due(progress)
+        decision = stages.due(progress)
         if decision is not None:
             kind, content = decision
             content = {**content, "protocol_hash": progress.protocol_hash}
-            ledger.append(kind, content, unless=lambda now: due(progress_of(now)) != decision)  # noqa: B023
+            ledger.append(kind, content, unless=lambda now: stages.due(progress_of(now)) != decision)  # noqa: B023
             continue
-        if is_complete(progress):
+        if stages.is_complete(progress):
             return progress
-        job = next((job for job in open_jobs(progress) if claims.take(job.key)), None)
+        job = next((job for job in stages.open_jobs(progress) if claims.take(job.key)), None)
         if job is None:
             time.sleep(_PAUSE)
             continue

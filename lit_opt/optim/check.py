@@ -77,18 +77,25 @@ def check_hyperparameters(
     return clean, problems
 
 
-def check_nesterov(row: OptimizerRow, values: Mapping[str, Any], *, where: str = "") -> list[str]:
-    """Nesterov's look-ahead is along the momentum; without momentum there is nothing to look along.
+def check_momentum(row: OptimizerRow, values: Mapping[str, Any], *, where: str = "") -> list[str]:
+    """Where a momentum of 0 has no meaning: Nesterov's look-ahead is along it, and Schedule-Free mixes the average in by it.
 
     Example:
         >>> from lit_opt.optim import get_row
-        >>> check_nesterov(get_row("sgd"), {"nesterov": True, "momentum": 0.0})[0][:43]
+        >>> check_momentum(get_row("sgd"), {"nesterov": True, "momentum": 0.0})[0][:43]
         'momentum: 0.0 with Nesterov momentum. It ha'
     """
-    if (values.get("nesterov") or row.fixed.get("nesterov")) and values.get("momentum") == 0:
+    if values.get("momentum") != 0:
+        return []
+    if values.get("nesterov") or row.fixed.get("nesterov"):
         plain = "nesterov=False" if "nesterov" in row.hyperparameters else 'the optimizer "sgd"'
         return [
             f"{where}momentum: 0.0 with Nesterov momentum. It has to be above 0, such as 0.9; for none use {plain}."
+        ]
+    if row.averages_itself:
+        return [
+            f"{where}momentum: 0.0 with {row.name}, whose gradients are taken between the average and the newest weights "
+            'by it. It has to be above 0, such as 0.9; for none use the optimizer "sgd".'
         ]
     return []
 

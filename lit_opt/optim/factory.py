@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.optim.check import check_hyperparameters, check_nesterov, missing_lr
+from lit_opt.optim.check import check_hyperparameters, check_momentum, missing_lr
 from lit_opt.optim.implementation import choose_implementation, keep_implementation
 from lit_opt.optim.matrix.scale import check_units
 from lit_opt.optim.registry import get_row, row_of
@@ -86,10 +86,10 @@ def build(name: str, params: Params, **hyperparameters: Any) -> Optimizer:
     ]
 
     defaults = {k: v for k, v in row.hyperparameters.items() if v is not REQUIRED} | values
-    problems += check_nesterov(row, defaults)
+    problems += check_momentum(row, defaults)
     for where, group in own:
         if {"momentum", "nesterov"} & group.keys():
-            problems += check_nesterov(row, defaults | group, where=where)
+            problems += check_momentum(row, defaults | group, where=where)
         if "scale" in group:
             problems += check_units(defaults, group, where=where)
     if problems:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from lit_opt.errors import RecipeError, kind_of, nearest
-from lit_opt.optim.check import check_hyperparameters, check_nesterov
+from lit_opt.optim.check import check_hyperparameters, check_momentum
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers, run_row
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve.lr import batch_rule
@@ -219,7 +219,7 @@ def _keyword_problems(
     )
     yield from problems
     momentum = {"momentum": o["momentum"]} if "momentum" in o else {}
-    yield from check_nesterov(row, {**row.hyperparameters, **clean, **momentum})
+    yield from check_momentum(row, {**row.hyperparameters, **clean, **momentum})
 
 
 def class_keywords(optimizer: type) -> dict[str, bool] | None:

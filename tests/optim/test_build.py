@@ -1,3 +1,5 @@
+import contextlib
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -8,7 +10,7 @@ from torch import nn
 from lit_opt.errors import RecipeError
 from lit_opt.optim import build, get_row, list_optimizers
 from lit_opt.optim.schema import REQUIRED
-from tests.rows import EXACT
+from tests.rows import ALONE, EXACT
 
 
 def matrix(*shape: int) -> nn.Parameter:
@@ -257,3 +259,17 @@ def test_always_adapt_is_not_an_option_of_others():
 def test_tensors_may_be_frozen():
     frozen = matrix().requires_grad_(False)
     assert len(build("adamw", [frozen, matrix(3)], lr=0.1).param_groups[0]["params"]) == 2
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_no_provider_refuses_what_the_row_allows(name: str):
+    """At the ends of what a keyword may be an optimizer is built, or the refusal is ours."""
+    row = get_row(name)
+    needed = {key: 0.5 for key, default in row.hyperparameters.items() if default is REQUIRED}
+    for key, default in row.hyperparameters.items():
+        if isinstance(default, bool | str | Mapping) or key in row.choices:
+            continue
+        for value in (0, 1e-9, 0.999, 1, 1e6):
+            given = (value,) * len(default) if isinstance(default, tuple) else value
+            with contextlib.suppress(RecipeError):
+                build(name, [matrix()], **{**needed, key: given})

@@ -230,6 +230,9 @@ def run(draw: Draw, module: Net, path: Path, interruption: str, ckpt_path: Path 
         outcome = "refused"
     except ValueError as error:  # Lightning's: 3, with overfit_batches=2
         outcome = "refused" if "`val_check_interval` (" in str(error) else traceback.format_exc()
+    except RuntimeError as error:  # torch's own, which a manual step meets before any check of ours
+        named = draw.trainer.get("detect_anomaly") and "returned nan values" in str(error)
+        outcome = "interrupted" if named else traceback.format_exc()
     except Boom:
         outcome = "interrupted"
     except SystemExit:  # Lightning's way out after Ctrl-C

@@ -115,6 +115,7 @@ ROWS = (
         source="arXiv:1212.5701; torch.optim.Adadelta, equal to the formula in float64",
         evidence="standard",
         hyperparameters={"lr": REQUIRED, "rho": 0.9, "eps": 1e-6, "weight_decay": 0.0},
+        limits={"rho": (0.0, 1.0)},
     ),
     OptimizerRow(
         name="radam",
@@ -207,6 +208,7 @@ ROWS = (
         source="arXiv:1902.09843; pytorch_optimizer, 1e-11 from Luolc/AdaBound, which has no 1 / sqrt(t)",
         evidence="standard; unmaintained since 2019",
         hyperparameters={**_ADAM, "final_lr": 0.1, "gamma": 1e-3, "amsbound": False},
+        limits={"gamma": (1e-12, math.inf)},
         global_only=("amsbound",),
     ),
     OptimizerRow(
