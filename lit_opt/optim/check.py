@@ -124,7 +124,7 @@ def _unknown(row: OptimizerRow, key: str, value: object) -> str:
 def _plain(value: Any, default: Any, limits: tuple[float, float]) -> Any:
     if isinstance(default, bool):
         if not isinstance(value, bool):
-            raise ValueError(f"{value!r} is not True or False, such as {default}.")
+            raise ValueError(f"{value!r} is not True or False.")
         return value
     if default is None and value is None:
         return None
