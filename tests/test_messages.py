@@ -185,6 +185,7 @@ CONFIGS: list[tuple[tuple[str, str], tuple[str, ...]]] = [
     ((DATA, "boring_classes.BoringDataModul"), ("Did you mean 'BoringDataModule'?", "dotted path of a LightningDataModule")),
     ((CONFIG[CONFIG.index("model: ") :], "model: lit_opt.workloads.LanguageModel\n"), ("Give --data=my_package.MyData",)),
     (("max_steps: 2", "max_steps: 2, callbacks: [{class_path: ModelCheckpoin}]"), ("'ModelCheckpoin'", "dotted path of a Callback")),
+    (("max_steps: 2", "max_steps: 2, callbacks: [{class_path: lightning.pytorch.callbacks.ModelCheckpoin}]"), ("Did you mean 'ModelCheckpoint'?", "dotted path of a Callback")),
     (("max_steps: 2", "max_steps: 2, callbacks: [{class_path: lit_opt.Recipe, init_args: {name: llm}}]"), ("two recipes want to set the optimizer (Recipe('llm'), Recipe('llm')). Keep one",)),
     (("recipe: {name: llm, batch_tokens: 8}", "recipe:\n\tname: llm"), ("line 2, column 1: this is no YAML", "Mind the indentation.")),
     ((CONFIG, "- a\n"), ("no sections in it; it has to hold `recipe:`, `trainer:`, `model:` and `data:`.",)),
@@ -210,6 +211,14 @@ def test_all_mistakes_of_a_config_at_once(folder, monkeypatch, capsys):
               "trainer.max_step: ", "dta: ")  # fmt: skip
     assert text.startswith(f"{len(starts)} problems:\n")
     check(text, tuple(f"  - {start}" for start in starts))
+
+
+def test_a_mistake_is_said_once(folder, monkeypatch, capsys):
+    """The parser sees it as well, and names the whole list."""
+    monkeypatch.chdir(folder)
+    Path("mine.yaml").write_text(CONFIG.replace("name: llm", "name: llm, groups: [{mach: a, lr_scale: 1}]"))
+    text = told(capsys, ["fit", "--config", "mine.yaml"])
+    assert text == "recipe.groups[0]: 'mach' is no field of GroupRule. Did you mean 'match'?"
 
 
 class Net(LightningModule):

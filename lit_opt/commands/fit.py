@@ -155,7 +155,10 @@ _REMEDIES = {
     "gpu backend": "Give --trainer.accelerator=auto, which takes what this machine has, or cpu.",
     "train_dataloader": "Give --data=my_package.MyData, or a section `data:` in the config.",
     "val_dataloader": "Give --data=my_package.MyData, or a section `data:` in the config.",
-    "invalid strategy": "Give --trainer.strategy=auto, ddp or fsdp2; `lit-opt list --strategies` shows which recipe runs where.",
+    "invalid strategy": (
+        "Give --trainer.strategy=auto, ddp, fsdp or lightning.pytorch.strategies.ModelParallelStrategy (FSDP2); "
+        "`lit-opt list --strategies` shows which recipe runs where."
+    ),
     "invalid accelerator": "Give --trainer.accelerator=auto.",
     "should be an int": "Give --trainer.devices=1, or auto.",
 }
@@ -163,7 +166,7 @@ _REMEDIES = {
 
 def _remedy(message: str) -> str:
     found = [remedy for part, remedy in _REMEDIES.items() if part in message]
-    return f"{'' if message.rstrip().endswith('.') else '.'} {found[0]}" if found else ""
+    return f"{'' if message.rstrip().endswith(('.', '!')) else '.'} {found[0]}" if found else ""
 
 
 def recipe_error_in(error: BaseException | None) -> RecipeError | None:

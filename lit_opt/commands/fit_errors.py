@@ -49,9 +49,22 @@ def parse_problems(message: str, verb: str, known: Sequence[str], args: Sequence
     see = f"See `lit-opt {verb} --help`."
     options = _Options(known)
     seen = [*_unknown_keys(args, options, see), *_recipe_problems(args)]
-    said = {f"{problem.partition(':')[0]}." for problem in seen}
-    first = _parser_problems(message, verb, options, see)
-    return [*(p for p in first if not f"{p.partition(':')[0]}.".startswith(tuple(said))), *seen]
+    said = [_key(problem) for problem in seen]
+    first = [
+        problem
+        for problem in _parser_problems(message, verb, options, see)
+        if not any(_within(_key(problem), key) or _within(key, _key(problem)) for key in said)
+    ]
+    return [*first, *seen]
+
+
+def _key(problem: str) -> str:
+    return problem.partition(":")[0]
+
+
+def _within(key: str, other: str) -> bool:
+    """Whether a key is another one or a part of it: recipe.groups[0] of recipe.groups, trainer.max_step of trainer."""
+    return key == other or key.startswith((f"{other}.", f"{other}["))
 
 
 class _Options:
@@ -237,6 +250,8 @@ def _class_problem(key: str, class_path: str, message: str) -> str:
         arguments = _arguments(class_path)
         known = f" Known: {', '.join(arguments)}." if arguments else ""
         return f"{key}: {class_path} has no argument {found[1]!r}.{nearest(found[1], arguments)}{known}"
+    if re.match(r"module '[^']+' has no attribute|No module named", message):
+        return _no_class(key, class_path)
     if found := re.match(r'Parser key "([^"]+)":', message):
         given, value = _given_value(message)
         return _wrong_value(f"{key}.{found[1]}", value, message, given)
