@@ -1,14 +1,21 @@
-"""What the harness of a comparison costs a training step: hashes, seeds, the observer; with it and without, interleaved.
+"""What the harness of a comparison costs a training step: hashes, seeds, the observer.
 
-Run from the root of the repository: `python -m benchmarks.compare_overhead`. Writes benchmarks/results/compare_overhead.md.
+Run from the root of the repository: `python -m benchmarks.compare_overhead` measures from inside, some seconds, and writes
+benchmarks/results/compare_overhead.md; with `--difference` fits with the harness and without, interleaved, more than a minute, and
+writes benchmarks/results/compare_overhead_difference.md. Both want a quiet machine.
 """
 
 from __future__ import annotations
 
+import os
 import statistics
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +24,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lit_opt import Recipe
+from lit_opt.comparison import data_order
 from lit_opt.comparison.observer import Observer
+from lit_opt.comparison.statistics import median_interval
 from lit_opt.comparison.task import Task
 from lit_opt.comparison.training import quiet, train
 
@@ -26,16 +35,28 @@ STEPS, WARM, ROUNDS = 200, 20, 15
 # Width of the model, batch: the tiny one shows the harness itself, the other a step of about 10 ms.
 SIZES = {"tiny step": (8, 16), "step of about 10 ms": (512, 256)}
 
-TEXT = """# What the harness of a comparison costs a step
+HEAD = """# What the harness of a comparison costs a step{title}
 
-Device: x86_64 CPU, 1 thread, torch {torch}; the machine was busy with other work, so processor time is counted, not the clock.
-Not run on a GPU. Script: `python -m benchmarks.compare_overhead`. {rounds} rounds, with and without after one another in each, in
-turns first; a round is the median of {steps} steps after {warm} to warm up; both train with the same recipe (AdamW).
-The difference is the median over the rounds. It is what three seedings of Python, numpy and torch, the hash of at most 16 KB
-of each tensor of the batch, and the observer's hooks take. The goal is 1 % of a step of 10 ms, 100 microseconds.
+Device: x86_64 CPU, 1 thread, torch {torch}. {busy} Not run on a GPU.
+Script: `python -m benchmarks.compare_overhead{option}`. The goal is 1 % of a step of 10 ms, 100 microseconds.
 
-| step | without, ms | with, ms | difference, microseconds | of 10 ms | ratio (median of the rounds) |
-|---|---|---|---|---|---|
+"""
+
+INSIDE = """The clock around everything that the harness does in a step, in the middle of the training, where it finds the caches cold: two
+seedings of Python, numpy and torch, at most 16 KB of each tensor of the batch for the hash, what the observer counts. The median
+of {steps} steps, and the mean, to which belongs what is not done in every step: the hash itself, the seeds made in advance, the look
+at the losses. Not in it: what Lightning takes to call two hooks more, and what the harness leaves behind in the caches.
+
+| step | median, microseconds | mean, microseconds | mean of 10 ms |
+|---|---|---|---|
+"""
+
+DIFFERENCE = """A fit with the harness and one without, in processor time: {rounds} rounds of both after one another, in turns first; a round is
+the median of {steps} steps after {warm} to warm up; both train with the same recipe (AdamW). The median of the rounds, in
+brackets its 95 % interval from order statistics.
+
+| step | without, ms | difference, microseconds | of 10 ms |
+|---|---|---|---|
 """
 
 
@@ -93,26 +114,89 @@ def seconds(width: int, batch: int, harness: bool) -> float:
     return statistics.median(steps)
 
 
-def main() -> None:
-    torch.set_num_threads(1)
-    rows = []
-    for name, (width, batch) in SIZES.items():
-        without: list[float] = []
-        with_it: list[float] = []
+def inside(width: int, batch: int) -> list[float]:
+    """Seconds that the harness itself takes of each step."""
+    spent: list[float] = [0.0]
+
+    def timed(function: Any) -> Any:
+        def timing(*args: Any, **more: Any) -> Any:
+            began = time.perf_counter()
+            try:
+                return function(*args, **more)
+            finally:
+                spent[-1] += time.perf_counter() - began
+
+        return timing
+
+    # The loader seeds first in a step. The observer has a name of its own for that function, inside before_pass.
+    def first(function: Any) -> Any:
+        def starting(*args: Any, **more: Any) -> Any:
+            spent.append(0.0)
+            return timed(function)(*args, **more)
+
+        return starting
+
+    hooks = ("before_pass", "on_before_backward", "on_train_batch_end")
+    with ExitStack() as stack:
+        stack.enter_context(patch.object(data_order, "seed_all", first(data_order.seed_all)))
+        stack.enter_context(patch.object(data_order, "sampled_bytes", timed(data_order.sampled_bytes)))
+        made = data_order.streams
+        stack.enter_context(patch.object(data_order, "streams", lambda *args: iter(timed(made(*args).__next__), None)))
+        stack.enter_context(patch.object(data_order.OrderedLoader, "digest", timed(data_order.OrderedLoader.digest)))
+        for hook in hooks:
+            stack.enter_context(patch.object(Observer, hook, timed(getattr(Observer, hook))))
+        seconds(width, batch, True)
+    return spent[WARM:-1]
+
+
+def processor_seconds() -> float:
+    """What all processes of the machine have used since it began; nan where the system does not say."""
+    stat = Path("/proc/stat")
+    if not stat.exists():
+        return float("nan")
+    user, nice, system, _, _, irq, softirq, *_ = map(int, stat.read_text().split()[1:9])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+
+
+def inside_rows() -> Iterator[str]:
+    for name, size in SIZES.items():
+        spent = inside(*size)
+        mean = statistics.fmean(spent)
+        yield f"| {name} | {1e6 * statistics.median(spent):.0f} | {1e6 * mean:.0f} | {mean / 0.01:.2%} |"
+
+
+def difference_rows() -> Iterator[str]:
+    for name, size in SIZES.items():
+        pairs = []
         for i in range(ROUNDS):
-            for harness in (False, True) if i % 2 else (True, False):
-                (with_it if harness else without).append(seconds(width, batch, harness))
-        difference = statistics.median(b - a for a, b in zip(without, with_it, strict=True))
-        ratio = statistics.median(b / a for a, b in zip(without, with_it, strict=True))
-        row = (
-            f"| {name} | {1e3 * statistics.median(without):.2f} | {1e3 * statistics.median(with_it):.2f} | "
-            f"{1e6 * difference:.0f} | {difference / 0.01:.2%} | {ratio:.3f} |"
+            took = {harness: seconds(*size, harness) for harness in ((False, True) if i % 2 else (True, False))}
+            pairs.append((took[False], took[True]))
+        (middle, low, high), _ = median_interval([with_it - without for without, with_it in pairs])
+        yield (
+            f"| {name} | {1e3 * statistics.median(without for without, _ in pairs):.2f} | "
+            f"{1e6 * middle:.0f} [{1e6 * low:.0f} to {1e6 * high:.0f}] | {middle / 0.01:.2%} |"
         )
+
+
+def main(difference: bool) -> None:
+    torch.set_num_threads(1)
+    seconds(*SIZES["tiny step"], True)  # the first fit of a process is like no other
+    began, all_then, own_then = time.monotonic(), processor_seconds(), time.process_time()
+    rows = []
+    for row in difference_rows() if difference else inside_rows():
         print(row, flush=True)
         rows.append(row)
-    text = TEXT.format(torch=torch.__version__, rounds=ROUNDS, steps=STEPS, warm=WARM)
-    Path("benchmarks/results/compare_overhead.md").write_text(text + "\n".join(rows) + "\n")
+    others = (processor_seconds() - all_then - (time.process_time() - own_then)) / (time.monotonic() - began)
+    title, option, body, name = (
+        (": with it and without", " --difference", DIFFERENCE, "compare_overhead_difference.md")
+        if difference
+        else ("", "", INSIDE, "compare_overhead.md")
+    )
+    busy = f"While it ran, other work used {others:.2f} of the machine's {os.cpu_count()} cores."
+    head = HEAD.format(torch=torch.__version__, busy=busy, title=title, option=option)
+    text = head + body.format(rounds=ROUNDS, steps=STEPS, warm=WARM)
+    (Path("benchmarks/results") / name).write_text(text + "\n".join(rows) + "\n")
 
 
 if __name__ == "__main__":
-    main()
+    main("--difference" in sys.argv[1:])

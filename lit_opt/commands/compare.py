@@ -106,6 +106,7 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         make_module=FromConfig("model", config_args),
         make_datamodule=FromConfig("data", config_args) if config.get("data") is not None else None,
         arms=read_arms(options["arms"], options["config"], config),
+        horizons=_shares(options.get("horizons")),
         budget_steps=options["budget_steps"],
         baseline=options["baseline"],
         metric=metric,
@@ -116,7 +117,9 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         dry_run=options["dry_run"],
         **numbers,
     )
-    run_comparison(given, {"options": {**options, "config": found_config(options["config"])}, "args": list(args)})
+    # From another folder a worker finds the same files.
+    found = {"config": found_config(options["config"]), "arms": _found_arms(options["arms"])}
+    run_comparison(given, {"options": {**options, **found}, "args": list(args)})
     return 0
 
 
@@ -172,7 +175,7 @@ def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
     for item in (part.strip() for part in text.split(",") if part.strip()):
         title, _, rest = item.partition("=")
         what = rest or title
-        is_file = Path(what).suffix in (".yaml", ".yml")
+        is_file = _is_file(what)
         name = title if rest else Path(what).stem if is_file else what
         if name in arms:
             raise RecipeError([f"arms: {name!r} is there twice. Give titles: --arms first={what},second={what}."])
@@ -200,9 +203,40 @@ def given_values(recipe: Any) -> dict[str, Any]:
     return {key: value for key, value in recipe.as_dict().items() if value is not None}
 
 
+def _is_file(arm: str) -> bool:
+    return Path(arm).suffix in (".yaml", ".yml")
+
+
 def found_config(config: str) -> str:
     """A path that holds from any folder, or the name of a shipped config."""
     return str(Path(config).resolve()) if Path(config).is_file() else config
+
+
+def _found_arms(text: str) -> str:
+    """The option --arms with paths that hold from any folder; its titles stay."""
+    parts = []
+    for item in (part.strip() for part in text.split(",") if part.strip()):
+        title, equals, rest = item.partition("=")
+        what = rest if equals else title
+        what = found_config(what) if _is_file(what) else what
+        parts.append(f"{title}={what}" if equals else what)
+    return ",".join(parts)
+
+
+def _shares(text: str | None) -> list[float] | None:
+    """The option --horizons as numbers.
+
+    Raises:
+        RecipeError: Something in it is no number.
+    """
+    if text is None:
+        return None
+    try:
+        return [float(part) for part in text.split(",") if part.strip()]
+    except ValueError:
+        raise RecipeError(
+            [f"horizons: {text!r} is not allowed; give shares of --budget-steps with commas, such as 0.5,0.7,1.0."]
+        ) from None
 
 
 def monitored(config: Any) -> tuple[str | None, str | None]:

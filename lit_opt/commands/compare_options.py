@@ -50,6 +50,12 @@ def add_options(parser: argparse.ArgumentParser, one_of: Callable[..., Callable[
         ("workers", "processes on this machine (1); with more, times are left out"),
     ):
         parser.add_argument(f"--{option}", type=int, metavar="N", help=help_)
+    parser.add_argument(
+        "--horizons",
+        metavar="X,Y,...",
+        help="shares of the budget, such as 0.5,0.7,1.0: winners are trained with these as well, schedules fitted to each, "
+        "which says how many fewer samples an arm needs",
+    )
     parser.add_argument("--metric", metavar="NAME", help="the logged name that decides (the config's monitor)")
     parser.add_argument("--mode", type=one_of("min", "max"), help="min if lower is better")
     parser.add_argument("--readout", type=one_of("raw", "averages"), help="raw turns averages off in every arm")

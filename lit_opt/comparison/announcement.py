@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from lit_opt.comparison.records import Protocol
-from lit_opt.comparison.stages import total_runs
+from lit_opt.comparison.stages import budgets, total_runs
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,13 @@ class Announcement:
         protocol = self.protocol
         runs = total_runs(protocol)
         each = float(str(protocol.settings.get("samples_per_step", 0)))
-        per_arm = protocol.studies * (protocol.trials + protocol.seeds)
+        per_arm = budgets(protocol)
         seconds = per_arm * sum(self.estimate.values()) / self.workers
+        steps = round(per_arm * len(protocol.arms) * protocol.budget_steps)
         return {
             "runs": runs,
-            "steps": runs * protocol.budget_steps,
-            "samples": round(runs * protocol.budget_steps * each),
+            "steps": steps,
+            "samples": round(steps * each),
             "hours": round(seconds / 3600, 3),
             "seconds_per_run": {name: round(value, 3) for name, value in self.estimate.items()},
         }
@@ -57,12 +58,23 @@ class Announcement:
         p, numbers = self.protocol, self.numbers()
         better = "lower" if p.mode == "min" else "higher"
         box = "" if p.trials > 1 else ", published starts, untuned"
+        shorter = p.studies * p.seeds * len(p.horizons) * len(p.arms)
         lines = [
             f"{len(p.arms)} arms, {p.baseline} is the baseline; {p.metric} decides, {better} is better.",
             f"Search: {p.trials} {_points(p.trials)} an arm{box}; confirmation: {p.seeds} fresh seeds an arm"
             + (f"; {p.studies} studies." if p.studies > 1 else "."),
             *(f"  {arm.name}: {_start(arm.start, arm.box)}" for arm in p.arms),
+            *(
+                [
+                    f"Horizons: {shorter} shorter runs of {_listed(p.horizons)} steps, each with a schedule of its length."
+                ]
+                if p.horizons
+                else []
+            ),
             f"{numbers['runs']} runs of {p.budget_steps:,} steps with {len(p.eval_steps)} evaluations each, "
+            f"{numbers['samples']:,} samples."
+            if not p.horizons
+            else f"{numbers['runs']} runs with evaluations every {p.eval_steps[1] - p.eval_steps[0]:,} steps, "
             f"{numbers['samples']:,} samples.",
             f"Estimated from a few timed steps of each arm: {duration(numbers['hours'] * 3600)}"
             + (f" with {self.workers} workers, times are then left out." if self.workers > 1 else "."),
@@ -97,6 +109,10 @@ def duration(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _listed(steps: Sequence[int]) -> str:
+    return " and ".join(filter(None, [", ".join(f"{n:,}" for n in steps[:-1]), f"{steps[-1]:,}"]))
 
 
 def _points(count: int) -> str:

@@ -76,7 +76,8 @@ def protocol_from_dict(data: Mapping[str, Any]) -> Protocol:
         Arm(**{**arm, "box": {key: (float(low), float(high)) for key, (low, high) in arm["box"].items()}})
         for arm in data["arms"]
     )
-    return Protocol(**{**data, "arms": arms, "eval_steps": tuple(data["eval_steps"])})
+    steps = {name: tuple(data[name]) for name in ("eval_steps", "horizons") if name in data}
+    return Protocol(**{**data, "arms": arms, **steps})
 
 
 def run_to_dict(run: Run) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from lit_opt.comparison.arms import ArmLike, Named, common_readout
 from lit_opt.comparison.codec import digest, plain, protocol_to_dict
 from lit_opt.comparison.contract import check, check_ledger
 from lit_opt.comparison.facts import versions
+from lit_opt.comparison.horizons import refuse_without_warmup
 from lit_opt.comparison.ledger import Ledger, Lines
 from lit_opt.comparison.points import box_around
 from lit_opt.comparison.records import Arm, Protocol
@@ -39,6 +40,7 @@ def compare(
     readout: Literal["raw", "averages"] | None = None,
     decades: float = 2.0,
     extend: int = 0,
+    horizons: Sequence[float] | None = None,
     studies: int = 1,
     seed: int = 0,
     out: str | Path = "comparison",
@@ -74,6 +76,8 @@ def compare(
         decades: Width of the box of each tuned value, around its published start.
         extend: Rounds in which the search of every arm is continued, and the box of arms whose best point is at its edge
             widened by a decade. At 0 such an arm gets no verdict.
+        horizons: Shares of the budget, such as (0.5, 0.7, 1.0). Each winner is then also trained with budgets of these
+            shares, the schedule fitted to each, on the confirmation's seeds: what the target takes is read from there.
         studies: How often search and confirmation are repeated, with other points and seeds.
         seed: Of the comparison.
         out: Folder of the ledger and the report.
@@ -195,6 +199,8 @@ def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol,
     budget = request.budget_steps
     shown = rehearse(task, named, request.baseline, budget_steps=budget, metric=request.metric, seed=request.seed)
     base = shown[request.baseline]
+    per_epoch = base.batches / int(task.trainer.get("accumulate_grad_batches", 1)) if base.batches else None
+    refuse_without_warmup(named, request.horizons or (), budget, per_epoch)
     metric, mode = choose_metric(request.metric, request.mode, base.logged)
     readout = common_readout({name: one.averages for name, one in shown.items()}, request.readout)
     arms = tuple(
@@ -222,6 +228,7 @@ def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol,
         studies=request.studies,
         seed=request.seed,
         extend=request.extend,
+        horizons=request.horizons or (),
         settings=_settings(task, request, shown),
     )
     seconds = {name: seconds_of_a_run(one, base, budget, len(eval_steps)) for name, one in shown.items()}

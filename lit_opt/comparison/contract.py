@@ -37,7 +37,7 @@ _EVERYWHERE = {
     "device": ("device", "device"),
     "versions": ("versions", "package versions"),
 }
-# An unfinished run has these only in part.
+# An unfinished run has these only in part, and one with a shorter budget has its own.
 _WHEN_DONE = ("samples_per_step", "eval_steps")
 
 
@@ -62,8 +62,13 @@ def check(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
     """
     found: list[Violation] = []
     for fact, (rule, what) in _EVERYWHERE.items():
-        whole = [run for run in runs if fact not in _WHEN_DONE or run.state == "done"]
-        found += _differing(protocol, whole, fact, rule, what, "")
+        if fact not in _WHEN_DONE:
+            found += _differing(protocol, runs, fact, rule, what, "")
+            continue
+        done = [run for run in runs if run.state == "done"]
+        for steps in sorted({run.steps or protocol.budget_steps for run in done}):
+            same = [run for run in done if (run.steps or protocol.budget_steps) == steps]
+            found += _differing(protocol, same, fact, rule, what, "")
     for fact, (rule, what) in _IN_A_SEED.items():
         for seed in sorted({run.seed for run in runs}):
             found += _differing(protocol, [r for r in runs if r.seed == seed], fact, rule, what, f" of seed {seed}")
@@ -245,9 +250,9 @@ def _trials(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
 
 def _steps(protocol: Protocol, runs: Sequence[Run]) -> list[Violation]:
     """Evaluations of a finished run: those of the protocol, that before training aside, which a module may leave out."""
-    wanted = [step for step in protocol.eval_steps if step]
     found = []
     for run in runs:
+        wanted = [step for step in protocol.eval_steps if 0 < step <= (run.steps or protocol.budget_steps)]
         steps = [r.step for readings in run.readings.values() for r in readings if r.step]
         if run.state == "done" and steps != wanted:
             text = f"evaluations: {run.arm} was evaluated after steps {_few(steps)}, and {_few(wanted)} were agreed (run {run.key})"

@@ -2,30 +2,35 @@
 
 With Lightning 2.6 and a plain `DataLoader(shuffle=True)` an optimizer that draws a random number, another dropout or one
 layer more changes the order of the data from the second epoch on, since all draw from one global generator. Here the
-loader gets a generator of its own, and the global ones are seeded before each batch is fetched, and again after it.
+loader gets a generator of its own, and the global ones are seeded before each batch is fetched: what the module draws when
+the batch is brought to its device follows from there. Before its first pass they are seeded again (`Observer.before_pass`).
 """
 
 from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.comparison.seeds import seed_all, stream, streams
 from lit_opt.errors import RecipeError
 
 # Of each tensor of a batch at most so many bytes are hashed, in pieces that are spread evenly over it.
 SAMPLED = 16_384
 _PIECES = 16
+_PIECE = SAMPLED // _PIECES
+# So many batches are hashed at once: in every step the hash would find the caches cold.
+_TOGETHER = 32
 
 
 class OrderedLoader:
     """A training loader whose batches and random numbers follow from a seed alone.
 
-    The running hash of all batches is in `hash`. Every other attribute is the loader's.
+    `digest` is the running hash of all batches. Every other attribute is the loader's.
 
     Args:
         loader: What `train_dataloader` returned.
@@ -49,8 +54,11 @@ class OrderedLoader:
                 ]
             )
         self._loader, self._seed = loader, seed
-        self._epoch = self._position = 0
-        self.hash = hashlib.sha256()
+        self._epoch = 0
+        self._seeds = streams(seed, "batch")
+        self._seed_of_next = next(self._seeds)
+        self._hash = hashlib.sha256()
+        self._sampled: list[bytes] = []
         inject_generator(loader, stream(seed, "data"))
 
     def __getattr__(self, name: str) -> Any:
@@ -64,20 +72,22 @@ class OrderedLoader:
         self._epoch += 1
         batches = iter(self._loader)
         while True:
-            seed_all(stream(self._seed, "batch", self._position))
+            seed_all(self._seed_of_next)
             try:
                 batch = next(batches)
             except StopIteration:
-                return
-            update_hash(self.hash, batch)
-            # What the module draws when it gets the batch does not depend on what fetching it has drawn.
-            seed_all(stream(self._seed, "transfer", self._position))
-            self._position += 1
+                return  # and the first batch of the next epoch gets the seed
+            self._seed_of_next = next(self._seeds)
+            self._sampled.append(sampled_bytes(batch))
+            if len(self._sampled) == _TOGETHER:
+                self.digest()
             yield batch
 
     def digest(self) -> str:
         """Of all batches so far."""
-        return self.hash.hexdigest()[:16]
+        self._hash.update(b"".join(self._sampled))
+        self._sampled.clear()
+        return self._hash.hexdigest()[:16]
 
 
 def inject_generator(loader: Any, seed: int) -> None:
@@ -106,48 +116,52 @@ def inject_generator(loader: Any, seed: int) -> None:
             part.generator = generator
 
 
-def update_hash(running: Any, batch: Any) -> None:
-    """Add a batch to a running hash: keys, shapes, types and contents, of large tensors evenly spread pieces.
+def sampled_bytes(batch: Any) -> bytes:
+    """What is hashed of a batch: keys, shapes, types and contents, of large tensors evenly spread pieces.
 
     Example:
-        >>> one, other = hashlib.sha256(), hashlib.sha256()
-        >>> update_hash(one, {"x": torch.zeros(2, 3)})
-        >>> update_hash(other, {"x": torch.zeros(3, 2)})
-        >>> one.digest() == other.digest()
+        >>> sampled_bytes({"x": torch.zeros(2, 3)}) == sampled_bytes({"x": torch.zeros(3, 2)})
         False
     """
+    return b"".join(_parts(batch))
+
+
+def _parts(batch: Any) -> list[Any]:
+    """On the path of every step, so few calls."""
     if isinstance(batch, Tensor):
-        running.update(f"{tuple(batch.shape)}{batch.dtype}".encode())
-        for piece in _pieces(batch):
-            running.update(piece)
-    elif isinstance(batch, Mapping):
-        for key, value in batch.items():
-            running.update(str(key).encode())
-            update_hash(running, value)
-    elif isinstance(batch, list | tuple):
-        running.update(str(len(batch)).encode())
-        for value in batch:
-            update_hash(running, value)
-    elif hasattr(batch, "__dict__") and not callable(batch):
-        update_hash(running, vars(batch))
-    else:
-        running.update(str(batch).encode()[:SAMPLED])
+        return [_header(batch.shape, batch.dtype), *_content(batch)]
+    if isinstance(batch, list | tuple):
+        return [str(len(batch)).encode(), *(part for value in batch for part in _parts(value))]
+    if isinstance(batch, Mapping):
+        return [part for key, value in batch.items() for part in (str(key).encode(), *_parts(value))]
+    if hasattr(batch, "__dict__") and not callable(batch):
+        return _parts(vars(batch))
+    return [str(batch).encode()[:SAMPLED]]
 
 
-def _pieces(tensor: Tensor) -> Iterator[Any]:
-    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
-        yield str(tensor).encode()
-        return
-    if not tensor.numel():
-        return
-    content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy()
-    if content.size <= SAMPLED:
-        yield content.data
-        return
-    piece = SAMPLED // _PIECES
-    for i in range(_PIECES):
-        start = i * (content.size - piece) // (_PIECES - 1)
-        yield content[start : start + piece].data
+@lru_cache
+def _header(shape: torch.Size, dtype: torch.dtype) -> bytes:
+    return f"{tuple(shape)}{dtype}".encode()
+
+
+def _content(tensor: Tensor) -> list[Any]:
+    """Of a tensor of numbers its bytes, without a copy where it lies in memory in one piece, and of a large one pieces."""
+    try:
+        content = tensor.numpy().data.cast("B")
+    except (TypeError, ValueError, RuntimeError):
+        # On an accelerator, with a gradient or strides, empty, or of a type that Python's memoryview does not have.
+        if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+            return [str(tensor).encode()]
+        content = tensor.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().data
+    size = len(content)
+    return [content] if size <= SAMPLED else [content[piece] for piece in _spread(size)]
+
+
+@lru_cache
+def _spread(size: int) -> tuple[slice, ...]:
+    """The pieces that are hashed of so many bytes."""
+    starts = (i * (size - _PIECE) // (_PIECES - 1) for i in range(_PIECES))
+    return tuple(slice(start, start + _PIECE) for start in starts)
 
 
 def first_dimension(batch: Any) -> int:
@@ -159,11 +173,16 @@ def first_dimension(batch: Any) -> int:
     """
     if isinstance(batch, Tensor):
         return batch.shape[0] if batch.ndim else 1
-    inner = batch.values() if isinstance(batch, Mapping) else batch if isinstance(batch, list | tuple) else ()
-    return next((first_dimension(value) for value in inner if _has_tensor(value)), 1)
+    inner = batch if isinstance(batch, list | tuple) else batch.values() if isinstance(batch, Mapping) else ()
+    for value in inner:
+        if _has_tensor(value):
+            return first_dimension(value)
+    return 1
 
 
 def _has_tensor(value: Any) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_has_tensor, value.values()))
-    return isinstance(value, Tensor) or (isinstance(value, list | tuple) and any(map(_has_tensor, value)))
+    if isinstance(value, Tensor):
+        return True
+    if isinstance(value, list | tuple):
+        return any(map(_has_tensor, value))
+    return isinstance(value, Mapping) and any(map(_has_tensor, value.values()))

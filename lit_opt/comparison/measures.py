@@ -50,7 +50,7 @@ def of_arm(runs: Sequence[Run], arm: str, stage: str, study: int | None = None) 
         []
     """
     chosen = [r for r in runs if r.arm == arm and r.stage == stage and study in (None, r.study)]
-    return sorted(chosen, key=lambda r: (r.study, r.point, r.seed, r.key))
+    return sorted(chosen, key=lambda r: (r.study, r.point, r.seed, r.steps or 0, r.key))
 
 
 def final_cost(protocol: Protocol, run: Run, readout: Readout | None = None) -> float:
@@ -69,7 +69,7 @@ def final_cost(protocol: Protocol, run: Run, readout: Readout | None = None) -> 
         -0.7
     """
     readings = run.readings.get(readout or arm_named(protocol, run.arm).readout, ())
-    if run.state != "done" or not readings or readings[-1].step != protocol.budget_steps:
+    if run.state != "done" or not readings or readings[-1].step != (run.steps or protocol.budget_steps):
         return math.inf
     cost = sign(protocol) * readings[-1].metric
     return cost if math.isfinite(cost) else math.inf

@@ -13,12 +13,14 @@ from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
 from lit_opt.comparison.facts import facts_before
 from lit_opt.comparison.records import Reading
-from lit_opt.comparison.seeds import seed_all, stream
+from lit_opt.comparison.seeds import seed_all, stream, streams
 from lit_opt.errors import RecipeError
 
 # A run has diverged when its loss is that many times the first one for that share of the budget, or is not finite.
 DIVERGED_FACTOR = 3.0
 DIVERGED_SHARE = 0.05
+# At the latest after so many steps the losses are looked at.
+_LOOK = 100
 
 
 class Diverged(Exception):
@@ -67,6 +69,10 @@ class Observer(Callback):
         []
     """
 
+    # Lightning comes to every callback at each of these points of a step. What is None is not called and costs nothing.
+    on_train_batch_start = on_before_zero_grad = None  # type: ignore[assignment]
+    on_after_backward = on_before_optimizer_step = None  # type: ignore[assignment]
+
     def __init__(
         self,
         recipe: Recipe,
@@ -81,6 +87,7 @@ class Observer(Callback):
     ) -> None:
         self.recipe = recipe
         self.metric, self.budget_steps, self.eval_steps, self.seed = metric, budget_steps, eval_steps, seed
+        self._evaluated, self._look = frozenset(eval_steps), max(1, min(_LOOK, budget_steps // 20))
         self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None
@@ -95,13 +102,21 @@ class Observer(Callback):
         self._seconds, self._timed = 0.0, 0
         self._since: float | None = None
         self._began = time.perf_counter()
-        # Lightning divides the loss by the accumulation. Floats on the CPU; elsewhere tensors, so that nothing waits.
-        self._initial: Any = None
-        self._bad: Any = 0.0
+        # Of the passes since the last look. Reading each at once would wait for the device, and on the CPU find cold caches.
+        self._losses: list[Any] = []
+        self._bad = 0.0
+        self._initial: float | None = None
         self._evaluating = 0.0
-        self._fresh = False
+        self._fresh = True
+        self._noise = streams(seed, "noise", first=1)
+        self._seed_of_noise = 0
 
     # ---- training
+
+    def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
+        """Refuse what would end some runs before others."""
+        if trainer.early_stopping_callbacks:
+            raise RecipeError([_early_stopping(type(pl_module).__name__)])
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note what is there before the first step."""
@@ -109,52 +124,35 @@ class Observer(Callback):
         self.before = facts_before(trainer, pl_module, self.recipe)
         self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
 
-    def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
-        """Count."""
-        self._fresh = True
-        self.samples += first_dimension(batch)
-        self.batches += 1
+    def before_pass(self, batch: Any) -> None:
+        """Count a new batch, and seed the global generators: alike for all passes of a batch, as SAM has one dropout mask.
 
-    def seed_noise(self) -> None:
-        """Seed the global generators for the first pass of a batch; a second pass of SAM goes on from there."""
+        Args:
+            batch: What training_step gets.
+        """
         if self._fresh:
             self._fresh = False
-            seed_all(stream(self.seed, "noise", self.batches))
+            self.samples += first_dimension(batch)
+            self.batches += 1
+            self._seed_of_noise = next(self._noise)
+        seed_all(self._seed_of_noise)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Count the passes; compare the loss with the first one."""
+        """Count the passes, and keep the loss for the next look."""
         self.passes += 1
-        if loss.device.type == "cpu":
-            value = float(loss)
-            self._initial = value if self._initial is None else self._initial
-            if not math.isfinite(value):
-                self._bad = math.inf
-            elif value <= DIVERGED_FACTOR * self._initial or self._initial <= 0:
-                self._bad = 0.0
-            else:
-                self._bad += 1
-            return
-        loss = loss.detach().float()
-        if self._initial is None:
-            self._initial, self._bad = loss.clone(), torch.zeros((), device=loss.device)
-        fine = loss.isfinite() & ((loss <= DIVERGED_FACTOR * self._initial) | (self._initial <= 0))
-        self._bad = torch.where(fine & ~self._bad.isinf(), 0.0, torch.where(loss.isfinite(), self._bad + 1, math.inf))
+        # Elsewhere than on the CPU it may lie in memory that the next step writes to (CUDA graphs).
+        self._losses.append(loss.detach() if loss.device.type == "cpu" else loss.detach().clone())
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
+        self._fresh = True
         step = trainer.global_step
         if step == self.step:
             return  # accumulating
         self.step = step
-        evaluates = self.step in self.eval_steps
-        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * self.passes / self.step)
-        if evaluates or isinstance(self._bad, float) or self.step % max(1, self.budget_steps // 20) == 0:
-            if self.first_loss is None:
-                self.first_loss = float(self._initial) * trainer.accumulate_grad_batches
-            if pl_module.device.type == "cuda":
-                torch.cuda.synchronize(pl_module.device)
-            if float(self._bad) >= allowed:
-                raise Diverged(self._why(allowed))
+        evaluates = step in self._evaluated
+        if evaluates or step % self._look == 0 or self.first_loss is None:
+            self._look_at_losses(trainer)
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
@@ -167,10 +165,28 @@ class Observer(Callback):
                 raise Enough
             trainer.should_stop = True  # and Lightning validates
 
-    def _why(self, allowed: float) -> str:
-        if math.isinf(float(self._bad)):
-            return f"the loss was not finite at step {self.step}"
-        return f"the loss was above {DIVERGED_FACTOR:g} times its first value for {allowed:.0f} batches, at step {self.step}"
+    def _look_at_losses(self, trainer: Any) -> None:
+        """Compare the losses since the last look with the first one, as if each had been looked at."""
+        losses = torch.stack([loss.reshape(()) for loss in self._losses]).tolist() if self._losses else []
+        self._losses.clear()
+        if self.device is not None and self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        if losses and self._initial is None:
+            self._initial = losses[0]
+            # Lightning divides the loss by the accumulation.
+            self.first_loss = self._initial * trainer.accumulate_grad_batches
+        a_step = self.passes / self.step
+        allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * a_step)
+        for place, loss in enumerate(losses, 1):
+            fine = self._initial is None or self._initial <= 0 or loss <= DIVERGED_FACTOR * self._initial
+            self._bad = math.inf if not math.isfinite(loss) else 0.0 if fine else self._bad + 1
+            if self._bad >= allowed:
+                raise Diverged(self._why(allowed, self.step - int((len(losses) - place) / a_step)))
+
+    def _why(self, allowed: float, step: int) -> str:
+        if math.isinf(self._bad):
+            return f"the loss was not finite at step {step}"
+        return f"the loss was above {DIVERGED_FACTOR:g} times its first value for {allowed:.0f} batches, at step {step}"
 
     # ---- evaluation
 
@@ -206,6 +222,13 @@ class Observer(Callback):
     def seconds_per_step(self) -> float:
         """The mean, without evaluation and without the first step; nan where there was no other."""
         return self._seconds / self._timed if self._timed else math.nan
+
+
+def _early_stopping(module: str) -> str:
+    return (
+        f"{module}: its configure_callbacks brings EarlyStopping, which would end some runs before others, and a comparison "
+        "needs equal budgets. Leave it out: an argument of the module, such as early_stopping=False, could decide it."
+    )
 
 
 def missing_metric(metric: str, logged: set[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+from lit_opt.comparison.horizon_report import CAPTION, fitted_table
 from lit_opt.comparison.tables import table, tables
 from lit_opt.comparison.words import caveats
 
@@ -99,6 +100,8 @@ def page(results: Results, pictures: Mapping[str, bytes], rows: Sequence[Mapping
         made["targets"],
         _picture(pictures, "needed"),
         _picture(pictures, "speedup"),
+        fitted_table(results),
+        _picture(pictures, "horizons", CAPTION),
         _picture(pictures, "profile"),
         "<h2>The search</h2>",
         f"<div class=maps>{maps}</div>" + (f"<p class=soft>{_MAP}</p>" if maps else ""),

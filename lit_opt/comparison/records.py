@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-Stage = Literal["tune", "confirm"]
+Stage = Literal["tune", "confirm", "horizon"]
 # "done" has a finite final metric. "diverged" and "oom" are results of the arm and count as the worst there is.
 # "crashed" and "timeout" are the machine's fault: repeated with the same seed, then counted as a miss.
 State = Literal["done", "diverged", "oom", "crashed", "timeout"]
@@ -56,6 +56,8 @@ class Protocol:
         target_share: Share of the baseline's drop (first evaluation to final) that is the target.
         seed: Of the comparison: points, seeds and order follow from it.
         extend: How often the search is widened where an arm's best point stands on the edge of its box.
+        horizons: Steps of the shorter runs, each with a schedule of its own length, from which the samples to the target
+            are read. None: there are none.
         settings: All else that was fixed, as plain data: model, data, Trainer, threads, versions, samples a step.
     """
 
@@ -71,6 +73,7 @@ class Protocol:
     target_share: float = 0.98
     seed: int = 0
     extend: int = 0
+    horizons: tuple[int, ...] = ()
     settings: dict[str, object] = field(default_factory=dict)
 
 
@@ -99,7 +102,7 @@ class Run:
 
     Attributes:
         key: Hash of arm, values, seed, stage and protocol; the same work has the same key.
-        stage: "tune" for the search, "confirm" for the fresh seeds.
+        stage: "tune" for the search, "confirm" for the fresh seeds, "horizon" for the same seeds and a shorter budget.
         study: Number of the study, from 0.
         arm: Name of the arm.
         point: Number of the point in the search; in the confirmation, that of the chosen point.
@@ -109,6 +112,7 @@ class Run:
         readings: For each readout the evaluations in their order; at least that of the arm. Empty if it never got there.
         lines: Numbers of the ledger's lines that it was read from, from 1.
         facts: What the contract compares and the report shows: parameters, peak bytes, milliseconds a step, hashes.
+        steps: Its budget where that is not the protocol's: of a shorter horizon.
     """
 
     key: str
@@ -122,3 +126,4 @@ class Run:
     readings: dict[Readout, tuple[Reading, ...]]
     lines: tuple[int, ...] = ()
     facts: dict[str, object] = field(default_factory=dict)
+    steps: int | None = None

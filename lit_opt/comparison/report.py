@@ -1,4 +1,4 @@
-"""The report on disk: results.json, runs.csv, report.html and summary.md, each replaced whole."""
+"""The report on disk: results.json, runs.csv, curves.csv, report.html and summary.md, each replaced whole."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from lit_opt.comparison.horizon_report import fitted_picture, sentence
 from lit_opt.comparison.measures import arm_named, final_cost, sign
 from lit_opt.comparison.page import page
 from lit_opt.comparison.plots import pictures
@@ -16,7 +17,8 @@ from lit_opt.comparison.records import Protocol, Run
 from lit_opt.comparison.results import Results, to_json
 from lit_opt.comparison.words import summary
 
-FILES = ("results.json", "runs.csv", "report.html", "summary.md")
+FILES = ("results.json", "runs.csv", "curves.csv", "report.html", "summary.md")
+_ORDER = ("tune", "confirm", "horizon")
 
 
 def write(out: Path, protocol: Protocol, runs: Sequence[Run], results: Results) -> None:
@@ -34,26 +36,25 @@ def write(out: Path, protocol: Protocol, runs: Sequence[Run], results: Results) 
         >>> protocol = Protocol((Arm("a", "llm", {}, {"lr": 1e-3}, {}),), "a", "loss", "min", 2, (2,), 1, 1)
         >>> write(Path("report"), protocol, [], compute(protocol, []))
         >>> sorted(path.name for path in Path("report").iterdir())
-        ['report.html', 'results.json', 'runs.csv', 'summary.md']
+        ['curves.csv', 'report.html', 'results.json', 'runs.csv', 'summary.md']
     """
     out.mkdir(parents=True, exist_ok=True)
     note = ""
     try:
-        drawn = pictures(results)
+        fitted = fitted_picture(results)
+        drawn = pictures(results) | ({} if fitted is None else {"horizons": fitted})
     except ImportError:
         drawn = {}
         note = "No pictures: matplotlib is not installed. Type: pip install 'lit-opt[workloads]', and write the report again."
     rows = run_rows(protocol, runs)
-    table = io.StringIO()
-    if rows:
-        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    for name, text in zip(
-        FILES,
-        (to_json(results) + "\n", table.getvalue(), page(results, drawn, rows, note), summary(results)),
-        strict=True,
-    ):
+    texts = (
+        to_json(results) + "\n",
+        _csv(rows),
+        _csv(curve_rows(protocol, runs)),
+        page(results, drawn, rows, note),
+        summary(results, sentence(results)),
+    )
+    for name, text in zip(FILES, texts, strict=True):
         _put(out / name, text)
 
 
@@ -66,7 +67,7 @@ def run_rows(protocol: Protocol, runs: Sequence[Run]) -> list[dict[str, object]]
     """
     names = sorted({name for run in runs for name in run.values})
     rows: list[dict[str, object]] = []
-    for run in sorted(runs, key=lambda r: (r.stage != "tune", r.study, r.arm, r.point, r.seed, r.key)):
+    for run in _in_order(runs):
         readings = run.readings.get(arm_named(protocol, run.arm).readout, ())
         cost = final_cost(protocol, run)
         last = readings[-1] if readings else None
@@ -89,6 +90,48 @@ def run_rows(protocol: Protocol, runs: Sequence[Run]) -> list[dict[str, object]]
             }
         )
     return rows
+
+
+def curve_rows(protocol: Protocol, runs: Sequence[Run]) -> list[dict[str, object]]:
+    """One row an evaluation of every run, those that failed included. Empty where there is no number.
+
+    Example:
+        >>> curve_rows(Protocol((), "a", "loss", "min", 2, (2,), 1, 1), [])
+        []
+    """
+    return [
+        {
+            "key": run.key,
+            "stage": run.stage,
+            "study": run.study,
+            "arm": run.arm,
+            "point": run.point,
+            "seed": run.seed,
+            "budget_steps": run.steps or protocol.budget_steps,
+            "readout": readout,
+            "step": one.step,
+            "samples": one.samples,
+            "flops": one.flops,
+            "seconds": one.seconds if math.isfinite(one.seconds) else "",
+            protocol.metric: one.metric if math.isfinite(one.metric) else "",
+        }
+        for run in _in_order(runs)
+        for readout, readings in run.readings.items()
+        for one in readings
+    ]
+
+
+def _in_order(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda r: (_ORDER.index(r.stage), r.study, r.arm, r.point, r.seed, r.steps or 0, r.key))
+
+
+def _csv(rows: Sequence[dict[str, object]]) -> str:
+    table = io.StringIO()
+    if rows:
+        writer = csv.DictWriter(table, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return table.getvalue()
 
 
 def _put(path: Path, text: str) -> None:

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 
 from lit_opt.comparison.arms import Named, read_arms
 from lit_opt.comparison.codec import canonical, plain
+from lit_opt.comparison.horizons import horizon_steps
 from lit_opt.comparison.task import Task
 from lit_opt.errors import RecipeError, nearest
 
@@ -64,6 +65,7 @@ class Request:
     seed: int
     timeout: float | None
     trainer: dict[str, Any]
+    horizons: tuple[int, ...] | None = None
 
 
 def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
@@ -116,6 +118,10 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
             problems.append(f"{name}: {number!r} is not allowed; give a number from {lowest:g} to {highest:g}.")
     every, found = _every(given["budget_steps"], given["eval_every"])
     problems += found
+    horizons: tuple[int, ...] = ()
+    if not found:
+        horizons, found = horizon_steps(given.get("horizons"), given["budget_steps"], every)
+        problems += found
     trainer = dict(given["trainer"] or {})
     problems += [f"trainer: {key}: {_OURS[key]}. Leave it out." for key in trainer if key in _OURS]
     if problems:
@@ -139,6 +145,7 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
         seed=given["seed"],
         timeout=given["timeout"],
         trainer=plain(trainer),
+        horizons=horizons or None,  # None, as in ledgers from before there were any
     )
     return task, named, request
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from lit_opt.comparison.horizon_results import horizon_results
 from lit_opt.comparison.measures import (
     cost_table,
     edges,
@@ -53,7 +54,7 @@ def compute(
         violations: Of the contract: mappings with "rule", "text" and "arms" (none named: all of them).
 
     Returns:
-        A dictionary for `json.dumps`, with "schema", "protocol", "arms", "comparisons", "target", "profile",
+        A dictionary for `json.dumps`, with "schema", "protocol", "arms", "comparisons", "target", "horizons", "profile",
         "violations", "sources" (which runs each number came from), "timing" and "ledger".
 
     Example:
@@ -65,6 +66,7 @@ def compute(
     runs = sorted(runs, key=lambda r: (r.study, r.stage, r.arm, r.point, r.seed, r.key))
     level = target_level(protocol, runs) if target is None else target
     reached, reached_timing = target_results(protocol, runs, level)
+    fitted, fitted_timing = horizon_results(protocol, runs, level)
     results = {
         "schema": SCHEMA,
         "protocol": asdict(protocol),
@@ -72,11 +74,12 @@ def compute(
         "arms": {arm.name: _arm(protocol, runs, arm) for arm in protocol.arms},
         "comparisons": compare_arms(protocol, runs, violations),
         "target": reached | {"frozen": target is not None},
+        "horizons": fitted,
         "profile": profile_results(protocol, runs),
         "violations": [dict(one) for one in violations],
         "decays": sorted({str(r.facts["decay"]) for r in runs if r.facts.get("decay")}),
         "total": {
-            "runs": {stage: sum(r.stage == stage for r in runs) for stage in ("tune", "confirm")},
+            "runs": {stage: sum(r.stage == stage for r in runs) for stage in _stages(protocol)},
             "samples": sum(_last(r, "samples") for r in runs),
             "flops": float(sum(_last(r, "flops") for r in runs)),
         },
@@ -84,6 +87,7 @@ def compute(
         "timing": {
             "arms": {arm.name: _arm_timing(protocol, runs, arm) for arm in protocol.arms},
             "target": reached_timing,
+            "horizons": fitted_timing,
             "seconds": float(sum(_last(r, "seconds") for r in runs)),
             "devices": sorted({str(r.facts["device"]) for r in runs if "device" in r.facts}),
             "versions": sorted(
@@ -121,10 +125,16 @@ def to_json(results: Results) -> str:
 
 
 def _sources(protocol: Protocol, runs: Sequence[Run]) -> dict[str, list[Run]]:
-    names = {"tune": "search", "confirm": "confirmation"}
     return {
-        f"{arm.name}/{name}": of_arm(runs, arm.name, stage) for arm in protocol.arms for stage, name in names.items()
+        f"{arm.name}/{name}": of_arm(runs, arm.name, stage)
+        for arm in protocol.arms
+        for stage, name in _stages(protocol).items()
     }
+
+
+def _stages(protocol: Protocol) -> dict[str, str]:
+    """Stage -> what the report calls its runs."""
+    return {"tune": "search", "confirm": "confirmation"} | ({"horizon": "horizons"} if protocol.horizons else {})
 
 
 def _arm(protocol: Protocol, runs: Sequence[Run], arm: Arm) -> Results:

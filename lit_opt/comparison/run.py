@@ -32,7 +32,7 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         The run; where it did not end well, "error" in its facts says why.
 
     Raises:
-        RecipeError: Something that every run of this arm would refuse.
+        RecipeError: Something that every run of this arm would refuse, or the module stopped the run early.
 
     Example:
         >>> execute.__name__  # tests/comparison/test_run.py runs it
@@ -44,11 +44,12 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
     name, keywords = task.recipes[arm.name]
     at = overrides_at(arm, keywords, job.values, settings.get("fallback", {}).get(arm.name, {}))
     recipe = Recipe(name, **at, existing="replace", on_nonfinite="ignore")
+    budget = job.steps or protocol.budget_steps
     observer = Observer(
         recipe,
         protocol.metric,
-        protocol.budget_steps,
-        protocol.eval_steps,
+        budget,
+        tuple(step for step in protocol.eval_steps if step <= budget),
         seed=job.seed,
         timeout=float(settings.get("timeout") or math.inf),
     )
@@ -57,8 +58,8 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         torch.cuda.reset_peak_memory_stats()
     state, error = _train(task, recipe, observer, job.seed)
     last = observer.readings[-1] if observer.readings else None
-    if state == "done" and (last is None or last.step != protocol.budget_steps):
-        state, error = "crashed", _stopped(observer.step, protocol.budget_steps)
+    if state == "done" and (last is None or last.step != budget):
+        raise RecipeError([_stopped(observer.step, budget)])
     elif state == "done" and last is not None and not math.isfinite(last.metric):
         state, error = "diverged", f"{protocol.metric} was {last.metric} at the end"
     return Run(
@@ -72,13 +73,15 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         state=state,
         readings={arm.readout: tuple(observer.readings)},
         facts={**observer.before, **facts_after(observer), **({"error": error[:500]} if error else {})},
+        steps=job.steps,
     )
 
 
 def _stopped(step: int, budget: int) -> str:
     return (
-        f"it ended at step {step} of {budget} without an error: something in the module stops runs early, such as EarlyStopping in "
-        "configure_callbacks; take it out, since every run has the same budget"
+        f"{step} of {budget} steps: a run was stopped early, without an error, and a comparison needs equal budgets. Take out what "
+        "sets trainer.should_stop, such as a callback in the module's configure_callbacks. What is finished is kept: the same "
+        "command goes on from there."
     )
 
 

@@ -1,7 +1,7 @@
 """What is to be done next, as a function of the ledger alone: so any worker, after any crash, comes to the same answer.
 
 Search of every arm, choice of the winners, confirmation of the baseline, the target frozen from it, confirmation of the
-others. Between search and choice the boxes may be widened.
+others, and shorter runs of all where horizons were asked for. Between search and choice the boxes may be widened.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -110,7 +110,7 @@ def open_jobs(progress: Progress) -> list[Job]:
         >>> [(job.point, job.seed, job.values["lr"] == 0.1) for job in open_jobs(new)]
         [(0, 0, True), (1, 0, False)]
     """
-    for jobs in (search_jobs(progress), *confirmation_jobs(progress)):
+    for jobs in (search_jobs(progress), *confirmation_jobs(progress), horizon_jobs(progress)):
         left = [job for job in jobs if job.key not in progress.runs]
         if left:
             return left
@@ -163,7 +163,19 @@ def total_runs(protocol: Protocol) -> int:
         >>> total_runs(Protocol(arms, "a", "val_loss", "min", 4, (0, 4), 16, 6))
         44
     """
-    return protocol.studies * len(protocol.arms) * (protocol.trials + protocol.seeds)
+    confirmed = protocol.seeds * (1 + len(protocol.horizons))
+    return protocol.studies * len(protocol.arms) * (protocol.trials + confirmed)
+
+
+def budgets(protocol: Protocol) -> float:
+    """The runs of one arm in runs of the whole budget: a shorter horizon counts as its share. Without widening.
+
+    Example:
+        >>> budgets(Protocol((), "a", "val_loss", "min", 100, (0, 50, 100), 16, 6, horizons=(50,)))
+        25.0
+    """
+    shares = sum(protocol.horizons) / protocol.budget_steps
+    return protocol.studies * (protocol.trials + protocol.seeds * (1 + shares))
 
 
 def search_jobs(progress: Progress) -> list[Job]:
@@ -212,11 +224,39 @@ def confirmation_jobs(progress: Progress) -> tuple[list[Job], list[Job]]:
     return baseline, others if progress.target is not None else []
 
 
+def horizon_jobs(progress: Progress) -> list[Job]:
+    """All runs with a shorter budget: each winner on the seeds of its confirmation, once there is a target to reach.
+
+    Example:
+        >>> protocol = Protocol((Arm("a", "cnn", {}, {"lr": 0.1}, {}),), "a", "val_loss", "min", 4, (0, 2, 4), 1, 1)
+        >>> horizon_jobs(Progress(protocol, protocol, "", {}, {}, Counter(), (), None, None))
+        []
+    """
+    if progress.target is None or progress.target["level"] is None:
+        return []
+    protocol = progress.effective
+    confirmed = [job for jobs in confirmation_jobs(progress) for job in jobs]
+    shorter = [
+        _job(progress, "horizon", job.study, job.arm, job.point, job.seed, job.values, steps)
+        for job in confirmed
+        for steps in protocol.horizons
+    ]
+    random.Random(stream(protocol.seed, "order", "horizons")).shuffle(shorter)
+    return sorted(shorter, key=lambda job: (job.study, job.seed))
+
+
 def _job(
-    progress: Progress, stage: Any, study: int, arm: str, point: int, seed: int, values: Mapping[str, float]
+    progress: Progress,
+    stage: Any,
+    study: int,
+    arm: str,
+    point: int,
+    seed: int,
+    values: Mapping[str, float],
+    steps: int | None = None,
 ) -> Job:
-    content = [progress.protocol_hash, stage, study, arm, point, seed, values]
-    return Job(digest(content), stage, study, arm, point, seed, dict(values))
+    content = [progress.protocol_hash, stage, study, arm, point, seed, values, *([] if steps is None else [steps])]
+    return Job(digest(content), stage, study, arm, point, seed, dict(values), steps)
 
 
 def _shuffled(protocol: Protocol, what: str, study: int, block: int) -> list[Arm]:
@@ -253,52 +293,3 @@ def _sides(protocol: Protocol, runs: list[Run]) -> dict[str, dict[str, str]]:
                 assert not EDGE < place < 1 - EDGE
                 sides.setdefault(arm.name, {})[name] = "low" if place < 0.5 else "high"
     return sides
-
-
-def expected(progress: Progress, estimate: Mapping[str, float]) -> tuple[float, float, str]:
-    """Expected seconds of what is done and of all, and where it is.
-
-    Args:
-        progress: Of a comparison.
-        estimate: Arm -> seconds of a run.
-
-    Example:
-        >>> protocol = Protocol((Arm("a", "cnn", {}, {"lr": 0.1}, {}),), "a", "val_loss", "min", 4, (0, 4), 1, 1)
-        >>> expected(Progress(protocol, protocol, "", {}, {}, Counter(), (), None, None), {"a": 3.0})
-        (0, 6.0, 'search 0/1')
-    """
-    protocol = progress.effective
-    all_runs = {arm.name: protocol.studies * (protocol.trials + protocol.seeds) for arm in protocol.arms}
-    total = sum(estimate[name] * count for name, count in all_runs.items())
-    done = sum(estimate[run.arm] for run in progress.runs.values())
-    if progress.chosen is None:
-        jobs = search_jobs(progress)
-        where = f"search {sum(job.key in progress.runs for job in jobs)}/{len(jobs)}"
-    else:
-        confirmed = sum(run.stage == "confirm" for run in progress.runs.values())
-        where = f"confirmation {confirmed}/{protocol.studies * protocol.seeds * len(protocol.arms)}"
-    return done, max(total, 1e-9), where
-
-
-@dataclass(frozen=True)
-class Stages:
-    """What a worker asks about the order of the runs: functions of what the ledger says has happened.
-
-    Attributes:
-        due: The decision that is due now, kind and content of its line, or None.
-        open_jobs: The runs that may be done now.
-        is_complete: Nothing is left to do.
-        expected: With the seconds of a run of each arm: expected seconds of what is done, of all, and where it is.
-
-    Example:
-        >>> COMPARISON.due is due
-        True
-    """
-
-    due: Callable[[Progress], tuple[str, dict[str, Any]] | None]
-    open_jobs: Callable[[Progress], list[Job]]
-    is_complete: Callable[[Progress], bool]
-    expected: Callable[[Progress, Mapping[str, float]], tuple[float, float, str]]
-
-
-COMPARISON = Stages(due, open_jobs, is_complete, expected)

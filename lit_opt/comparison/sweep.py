@@ -7,7 +7,7 @@ point is run on every seed, and the mean decides. Nothing is confirmed: the outc
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,7 @@ class SweepRequest(Request):
         'tuned'
     """
 
-    tuned: list[str]
+    tuned: list[str] = field(default_factory=list)
 
 
 def read_sweep(given: Mapping[str, Any]) -> tuple[Task, SweepRequest]:

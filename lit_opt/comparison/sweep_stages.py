@@ -14,9 +14,10 @@ from typing import Any
 
 from lit_opt.comparison.codec import digest
 from lit_opt.comparison.measures import EDGE, final_cost
+from lit_opt.comparison.order import Stages
 from lit_opt.comparison.points import TUNED, values_at
 from lit_opt.comparison.seeds import tuning_seed
-from lit_opt.comparison.stages import Progress, Stages, search_jobs
+from lit_opt.comparison.stages import Progress, search_jobs
 from lit_opt.comparison.task import Job
 
 

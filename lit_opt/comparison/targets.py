@@ -100,13 +100,26 @@ def _mean_crossing(protocol: Protocol, confirmed: Sequence[Run], name: str, leve
 
 
 def _speedup(protocol: Protocol, runs: Sequence[Run], name: str, level: float, quantity: Quantity) -> Block:
-    """Baseline's cost / the arm's over paired seeds: above 1 the arm needs less.
+    both = [
+        (_spent(protocol, own, level, quantity), _spent(protocol, base, level, quantity))
+        for own, base in pairs_of(protocol, runs, name)
+    ]
+    return paired_ratio(both) | {"source": [f"{name}/confirmation", f"{protocol.baseline}/confirmation"]}
+
+
+def paired_ratio(both: Sequence[tuple[float, float]]) -> Block:
+    """Baseline's need / the arm's over paired seeds: above 1 the arm needs less.
 
     A t-interval on logarithms where all pairs reached the target, else the median with order statistics, in which an
     arm that missed has 0 and a baseline that missed is infinite. A pair in which both missed says nothing.
+
+    Args:
+        both: For each seed the need of the arm and that of the baseline; infinite for a miss.
+
+    Example:
+        >>> round(paired_ratio([(100.0, 200.0), (100.0, 180.0)])["ratio"], 2), paired_ratio([(100.0, 200.0)])["ratio"]
+        (1.9, None)
     """
-    pairs = pairs_of(protocol, runs, name)
-    both = [tuple(_spent(protocol, run, level, quantity) for run in pair) for pair in pairs]
     ratios = [
         base / own if math.isfinite(own) else 0.0 for own, base in both if math.isfinite(min(own, base)) and own > 0
     ]
@@ -117,7 +130,6 @@ def _speedup(protocol: Protocol, runs: Sequence[Run], name: str, level: float, q
         "pairs": len(ratios),
         "both_missed": len(both) - len(ratios),
     }
-    out["source"] = [f"{name}/confirmation", f"{protocol.baseline}/confirmation"]
     if len(ratios) < 2:
         return out
     if all(0 < ratio < math.inf for ratio in ratios):

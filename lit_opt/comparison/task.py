@@ -43,12 +43,13 @@ class Job:
 
     Attributes:
         key: Hash of arm, values, seed, stage and protocol.
-        stage: "tune" or "confirm".
+        stage: "tune", "confirm" or "horizon".
         study: Number of the study.
         arm: Name.
         point: Number of the point in the search.
         seed: Of weights, data and noise.
         values: lr and weight_decay.
+        steps: Its budget where that is not the protocol's.
 
     Example:
         >>> Job("k", "tune", 0, "llm", 0, 0, {"lr": 6e-4}).point
@@ -62,6 +63,7 @@ class Job:
     point: int
     seed: int
     values: dict[str, float]
+    steps: int | None = None
 
 
 def call_with_seed(factory: Factory, seed: int) -> Any:

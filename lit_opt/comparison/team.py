@@ -12,7 +12,8 @@ from pathlib import Path
 
 from lit_opt.comparison.announcement import duration
 from lit_opt.comparison.ledger import Ledger
-from lit_opt.comparison.stages import COMPARISON, Progress, Stages, progress_of
+from lit_opt.comparison.order import COMPARISON, Stages
+from lit_opt.comparison.stages import Progress, progress_of
 from lit_opt.comparison.task import Task
 from lit_opt.comparison.worker import intact, work
 from lit_opt.errors import RecipeError

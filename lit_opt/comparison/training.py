@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import signal
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -75,9 +76,10 @@ def train(
     seed_noise(module, observer)
     accumulation = int(task.trainer.get("accumulate_grad_batches", 1))
     every = observer.eval_steps[1] - observer.eval_steps[0]
-    with quiet(), _lightnings_words():
+    # What a module writes beside the log, such as pictures, goes with the run: nothing is kept but the readings.
+    with quiet(), _lightnings_words(), tempfile.TemporaryDirectory(prefix="lit-opt-compare-") as scratch:
         trainer = Trainer(
-            **{"accelerator": "auto", "devices": 1, **task.trainer},
+            **{"accelerator": "auto", "devices": 1, "default_root_dir": scratch, **task.trainer},
             max_steps=observer.budget_steps,
             max_epochs=-1,
             val_check_interval=every * accumulation,
@@ -206,7 +208,7 @@ def seed_noise(module: LightningModule, observer: Observer) -> None:
 
     Args:
         module: Its training_step is wrapped.
-        observer: Knows the batch, and whether this is its first pass.
+        observer: Knows the batch, and its seed.
 
     Example:
         >>> seed_noise.__name__  # what it does shows in a fit; see `train`
@@ -216,7 +218,7 @@ def seed_noise(module: LightningModule, observer: Observer) -> None:
 
     @functools.wraps(step)
     def training_step(*args: Any, **kwargs: Any) -> Any:
-        observer.seed_noise()
+        observer.before_pass(args[0] if args else None)
         return step(*args, **kwargs)
 
     module.training_step = training_step  # type: ignore[method-assign]

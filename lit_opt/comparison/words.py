@@ -185,8 +185,12 @@ def caveats(results: Results) -> list[str]:
     return found
 
 
-def summary(results: Results) -> str:
+def summary(results: Results, fitted: str = "") -> str:
     """A paragraph in Markdown to paste, with the protocol in one sentence and each verdict.
+
+    Args:
+        results: Of `lit_opt.comparison.results.compute`.
+        fitted: A sentence on runs with fitted schedules.
 
     Example:
         >>> from lit_opt.comparison.records import Arm, Protocol
@@ -217,10 +221,13 @@ def summary(results: Results) -> str:
             f"{results['samples_unit'].capitalize()} until {plan['metric']} {rounded(results['target']['level'], digits=4)} "
             f"({frozen(results)}), need of {plan['baseline']} / need of the arm: {'; '.join(ratios)}. {horizon_note(results)}",
         ]
+    if fitted:
+        lines += ["", fitted]
     total = results["total"]
     lines += [
         "",
-        f"{total['runs']['tune']} runs of the search and {total['runs']['confirm']} of the confirmation. "
+        f"{total['runs']['tune']} runs of the search and {total['runs']['confirm']} of the confirmation"
+        + (f", {total['runs']['horizon']} shorter ones. " if total["runs"].get("horizon") else ". ")
         + " ".join(caveats(results)[:1]),
     ]
     return "\n".join(lines) + "\n"

@@ -13,9 +13,10 @@ from typing import Any
 from lit_opt.comparison.claims import Claims, worker_name
 from lit_opt.comparison.codec import run_to_dict
 from lit_opt.comparison.ledger import Event, Ledger, Lines
+from lit_opt.comparison.order import COMPARISON, Stages
 from lit_opt.comparison.records import Run
 from lit_opt.comparison.run import execute
-from lit_opt.comparison.stages import COMPARISON, RETRIES, Progress, Stages, progress_of
+from lit_opt.comparison.stages import RETRIES, Progress, progress_of
 from lit_opt.comparison.task import Job, Task
 from lit_opt.errors import RecipeError
 

@@ -68,6 +68,35 @@ def test_a_comparison_from_a_config(config, tmp_path, capsys):
     assert "width=16" in capsys.readouterr().err
 
 
+def test_a_worker_in_another_folder_finds_the_files_of_the_arms(config, tmp_path, monkeypatch):
+    here, there, out = tmp_path / "here", tmp_path / "there", tmp_path / "out"
+    here.mkdir(), there.mkdir()
+    (here / "other.yaml").write_text(CONFIG.replace("5.0e-3", "7.0e-3"))
+    monkeypatch.chdir(here)
+    small = ["--budget-steps=4", "--eval-every=4", "--trials=1", "--seeds=2"]
+    assert (
+        main(["compare", "--config", config, "--arms", "llm,other.yaml,mine=other.yaml", *small, f"--out={out}"]) == 0
+    )
+    monkeypatch.chdir(there)
+    assert main(["compare", "worker", "--out", str(out)]) == 0
+
+
+def test_horizons_from_the_command_line(config, tmp_path, capsys):
+    command = [
+        "compare",
+        "--config",
+        config,
+        "--arms",
+        "llm,llm/muon",
+        *SMALL,
+        f"--out={tmp_path / 'out'}",
+        "--dry-run",
+    ]
+    assert main([*command, "--horizons=0.5,1.0"]) == 0
+    said = capsys.readouterr().out
+    assert "Horizons: 4 shorter runs of 4 steps" in said and "12 runs with evaluations every 4 steps" in said
+
+
 def test_a_dry_run_writes_nothing(config, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["compare", "--config", config, "--arms", "llm,cnn", *SMALL, "--out", str(out), "--dry-run"]) == 0
@@ -84,6 +113,11 @@ def test_a_dry_run_writes_nothing(config, tmp_path, capsys):
         (["--arms", "llm,cnn", "--budget-steps=8", "--trails=3"], "trails"),
         (["--arms", "llm,cnn", "--budget-steps=8", "--mode=up"], "'up' is unknown"),
         (["--arms", "llm,nowhere.yaml", "--budget-steps=8"], "nowhere.yaml: no such file"),
+        (["--arms", "llm,cnn", "--budget-steps=8", "--horizons=0.5,half"], "'0.5,half' is not allowed; give shares of"),
+        (
+            ["--arms", "llm,cnn", "--budget-steps=8", "--eval-every=4", "--horizons=0.3"],
+            "Give 0.5, or another eval_every",
+        ),
         (["work", "--out", "x"], "compare work: unknown. Did you mean 'worker'?"),
         (["report", "--out", "nowhere"], "nowhere: no such folder"),
         (["worker", "--out", "nowhere"], "nowhere: no such folder"),

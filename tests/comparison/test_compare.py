@@ -9,6 +9,7 @@ from typing import Any, cast
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import EarlyStopping
 from torch.utils.data import DataLoader, IterableDataset
 
 from lit_opt import Recipe, compare
@@ -81,7 +82,7 @@ def test_confirmed_seeds_are_fresh_and_the_same_for_all_arms(finished):
 
 
 def test_the_report_is_there_and_every_number_has_its_lines(finished):
-    for name in ("results.json", "runs.csv", "report.html", "summary.md"):
+    for name in ("results.json", "runs.csv", "curves.csv", "report.html", "summary.md"):
         assert (finished / name).stat().st_size > 0
     reading = Ledger(finished).read()
     lines = dict(reading.events)
@@ -303,9 +304,17 @@ class Partial(Net):
         self.layers[0].requires_grad_(recipe.spec.name == "llm")
 
 
+class Patient(Net):
+    """As many people write it: it stops where the loss does not fall any more."""
+
+    def configure_callbacks(self):
+        return [EarlyStopping("val_loss", patience=1)]
+
+
 @pytest.mark.parametrize(
     ("module", "data", "change", "words"),
     [
+        (Patient, Data, {}, "Patient: its configure_callbacks brings EarlyStopping"),
         (Manual, Data, {}, "automatic_optimization is False (manual optimization)"),
         (Silent, Data, {}, "metric: which logged name decides? Nothing is logged in validation. Give metric="),
         (Two, Data, {}, "Logged are: a_loss, b_loss. Give metric="),

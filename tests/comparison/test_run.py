@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import random
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -10,7 +13,9 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
+from lit_opt import Recipe
 from lit_opt.comparison.codec import run_from_dict, run_to_dict
+from lit_opt.comparison.observer import Diverged, Observer
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.run import execute
 from lit_opt.comparison.seeds import confirmation_seed, tuning_seed
@@ -109,6 +114,19 @@ def test_random_numbers_of_an_optimizer_do_not_reach_the_dropout():
     given = [{"optimizer": cls, "weight_decay": 0.0, "clip": 0.0} for cls in (Quiet, Drawing)]
     one, other = (run(keywords=keywords, module=lambda: Net(dropout=0.5)) for keywords in given)
     assert readings(one)[1:] and [r[3] for r in readings(one)] == [r[3] for r in readings(other)]
+
+
+def test_both_passes_of_sam_have_one_dropout_mask():
+    """As they do outside of a comparison: SAM forks the generators around its first pass, before that is seeded."""
+    seen = []
+
+    class Drawn(Net):
+        def training_step(self, batch, batch_idx):
+            seen.append(torch.rand(1).item())
+            return super().training_step(batch, batch_idx)
+
+    run("cnn/sam", module=Drawn)
+    assert len(seen) == 2 * STEPS and seen[::2] == seen[1::2] and len(set(seen)) == STEPS
 
 
 def test_noise_of_a_dataset_does_not_reach_the_model_nor_the_other_way():
@@ -224,6 +242,64 @@ def test_how_a_run_ends(module, state, words):
 def test_a_run_that_takes_too_long():
     one = run(settings={"timeout": 1e-6})
     assert (one.state, one.readings["raw"][-1].step) == ("timeout", 0)
+
+
+class Content(Net):
+    def training_step(self, batch, batch_idx):
+        self.trainer.should_stop = self.global_step >= 5
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_module_that_stops_early_is_no_crash_but_refused():
+    with pytest.raises(RecipeError, match=r"6 of 12 steps: a run was stopped early.*trainer.should_stop"):
+        run(module=Content)
+
+
+def test_what_a_module_writes_goes_with_the_run(tmp_path, monkeypatch):
+    """The diffusion workload draws samples into the Trainer's folder, which is the current one if nothing is given."""
+    folders = []
+
+    class Drawing(Net):
+        def on_validation_epoch_end(self):
+            folder = Path(self.trainer.default_root_dir)
+            (folder / f"samples-{self.global_step}.png").write_bytes(b"picture")
+            folders.append(folder)
+
+    monkeypatch.chdir(tmp_path)
+    run(module=Drawing)
+    assert list(tmp_path.iterdir()) == [] and len(set(folders)) == 1 and not folders[0].exists()
+    run(module=Drawing, trainer={"default_root_dir": str(tmp_path)})
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"samples-{step}.png" for step in (0, 12, 4, 8)]
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ({7: math.nan}, "not finite at step 7"),
+        ({1: math.inf}, "not finite at step 1"),
+        ({5: 9.0, 6: 9.0, 7: 9.0, 8: 9.0, 9: 9.0}, "above 3 times its first value for 5 batches, at step 9"),
+        ({5: 9.0, 6: 9.0, 7: 9.0, 8: 9.0, 10: 9.0}, None),
+        ({99: math.nan}, "not finite at step 99"),
+    ],
+)
+@pytest.mark.parametrize("passes", [1, 2])
+def test_losses_are_judged_one_by_one_though_looked_at_together(bad, words, passes):
+    watch = Observer(Recipe("llm"), "val_loss", 100, (0, 100), seed=1)
+    assert watch._look == 5
+
+    def train():
+        for step in range(1, 101):
+            for _ in range(passes):
+                watch.on_before_backward(None, None, torch.tensor(bad.get(step, 1.0)))
+            watch.on_train_batch_end(
+                SimpleNamespace(global_step=step, accumulate_grad_batches=1), None, None, None, step
+            )
+
+    if words is None:
+        return train()
+    with pytest.raises(Diverged) as stopped:
+        train()
+    assert words.replace("5 batches", f"{5 * passes} batches") in str(stopped.value)
 
 
 def test_a_far_too_large_rate_diverges():
