@@ -12,7 +12,7 @@ DOCS := .venv-docs
 help:
 	@echo "make quickstart   install, train a small language model for about two minutes, show the results"
 	@echo "make test         the tests (about ten minutes on two cores)"
-	@echo "make check        ruff (lint and format) and mypy"
+	@echo "make check        ruff (lint and format), mypy, and the rules of the house (tests/test_house.py)"
 	@echo "make test-slow    the longer checks"
 	@echo "make test-oldest  the attachment contract on the oldest supported Lightning and torch"
 	@echo "make test-xla     every recipe on XLA's CPU device, in an environment of its own (torch 2.9)"
@@ -42,6 +42,7 @@ check: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/mypy lit_opt tests
+	OMP_NUM_THREADS=1 $(PY) -m pytest -q tests/test_house.py
 
 test: $(VENV)/.dev
 	OMP_NUM_THREADS=1 $(PY) -m pytest -n 2 --dist loadfile -m "not slow"

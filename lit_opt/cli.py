@@ -8,7 +8,7 @@ import sys
 import textwrap
 from collections.abc import Callable, Sequence
 
-from lit_opt.commands.parsing import make_parser, one_of, parse, show, value_of
+from lit_opt.commands.parsing import make_parser, one_of, parse, parse_beside_config, show, value_of
 from lit_opt.commands.texts import (
     CHOOSE_EXAMPLES,
     EXPLAIN_EXAMPLES,
@@ -91,7 +91,7 @@ def _dispatch(args: list[str]) -> int:
 
 
 def _fit(args: list[str]) -> int:
-    from lit_opt.commands.fit_errors import expand_configs
+    from lit_opt.commands.config_files import expand_configs
 
     expanded = expand_configs(args)
     from lit_opt.commands.fit import run  # torch and lightning: seconds
@@ -159,7 +159,7 @@ def check(args: list[str]) -> int:
 
     parser = make_parser("check", "What is misconfigured: findings with numbers, reasons and what to type.", EXAMPLES)
     add_options(parser, one_of)
-    given, rest = parser.parse_known_args(args)
+    given, rest = parse_beside_config(parser, args)
     if given.config is not None:
         rest = ["--config", given.config, *rest]
     if not rest:
@@ -180,7 +180,7 @@ def choose(args: list[str]) -> int:
     """A recipe for the model of a config."""
     parser = make_parser("choose", "Which recipe fits the model of a config, with reasons and values.", CHOOSE_EXAMPLES)
     parser.add_argument("--format", type=one_of("text", "json"), default="text", help="text (default) or json")
-    given, others = parser.parse_known_args(args)  # the others are the config's
+    given, others = parse_beside_config(parser, args)  # the others are the config's
     from lit_opt.commands.choose import choose_for  # torch and lightning: seconds
 
     output = choose_for(others, form=given.format)
@@ -219,7 +219,7 @@ def plan(args: list[str]) -> int:
 
     parser = make_parser("plan", "What a recipe will do to your model, before a run.", EXAMPLES)
     add_options(parser, one_of)
-    known, others = parser.parse_known_args(args)  # the others are the config's
+    known, others = parse_beside_config(parser, args)  # the others are the config's
     from lit_opt.commands.plan import print_plan  # torch and lightning: seconds
 
     print_plan(vars(known), others, show)
@@ -235,7 +235,7 @@ def compare(args: list[str]) -> int:
         raise RecipeError([f"compare {verb}: unknown.{nearest(verb, ('worker', 'report'))} Known: worker, report."])
     parser = make_parser("compare", "Which optimizer is better on your own model, under a fair protocol.", EXAMPLES)
     add_options(parser, one_of)
-    given, others = parser.parse_known_args(args[1:] if verb else args)  # the others are the config's
+    given, others = parse_beside_config(parser, args[1:] if verb else args)  # the others are the config's
     from lit_opt.commands.compare import run_compare, run_report, run_worker  # torch and lightning: seconds
 
     if verb:
@@ -249,7 +249,7 @@ def sweep(args: list[str]) -> int:
 
     parser = make_parser("sweep", "Tune on a small model, get the large model's recipe as YAML.", EXAMPLES)
     add_options(parser, one_of)
-    given, others = parser.parse_known_args(args)  # the others are the config's
+    given, others = parse_beside_config(parser, args)  # the others are the config's
     from lit_opt.commands.sweep import run_sweep  # torch and lightning: seconds
 
     return run_sweep(vars(given), others, show)
@@ -259,9 +259,9 @@ def transfer(args: list[str]) -> int:
     """Whether what a config transfers from a small model holds at other widths."""
     from lit_opt.commands.transfer_options import add_options, read_options
 
-    parser = make_parser("transfer check", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
+    parser = make_parser("transfer", "Do activations change by as much at any width?", TRANSFER_EXAMPLES)
     add_options(parser, one_of)
-    known, others = parser.parse_known_args(args)  # the others are the config's
+    known, others = parse_beside_config(parser, args)  # the others are the config's
     options = read_options(vars(known))
     from lit_opt.commands.transfer import check_config  # torch and lightning: seconds
     from lit_opt.explain.formats import to_json

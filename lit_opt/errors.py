@@ -30,6 +30,17 @@ class RecipeError(ValueError):
         return (type(self), (self.problems,))
 
 
+def kind_of(thing: object) -> str:
+    """The type of a value with its article.
+
+    Example:
+        >>> kind_of(3), kind_of("x"), kind_of([])
+        ('an int', 'a str', 'a list')
+    """
+    name = thing.__name__ if isinstance(thing, type) else type(thing).__name__
+    return f"an {name}" if name[:1].lower() in "aeiou" or name[:3] in ("EMA", "SGD") else f"a {name}"
+
+
 def nearest(name: object, known: Iterable[str]) -> str:
     """A sentence part that names the closest known name, or "".
 
@@ -42,7 +53,16 @@ def nearest(name: object, known: Iterable[str]) -> str:
         " Did you mean 'adamw'?"
         >>> nearest("AdamW", ["adam", "adamw"])
         " Did you mean 'adamw'?"
+        >>> nearest("lmm", ["llm", "vlm"])
+        " Did you mean 'llm'?"
     """
+    if not isinstance(name, str):
+        return ""
+    typed = name.lower()
     by_lower = {word.lower(): word for word in known}  # difflib takes "AdamW" to be nearer to "adam" than to "adamw"
-    near = difflib.get_close_matches(str(name).lower(), by_lower, n=1, cutoff=0.4)
-    return f" Did you mean {by_lower[near[0]]!r}?" if near else ""
+    near = difflib.get_close_matches(typed, by_lower, n=5, cutoff=0.4)
+    if not near:
+        return ""
+    # Of equally near ones that with the same first letter: "lmm" was meant to be "llm", not "vlm".
+    best = max(near, key=lambda word: (difflib.SequenceMatcher(None, word, typed).ratio(), word[0] == typed[0]))
+    return f" Did you mean {by_lower[best]!r}?"

@@ -125,8 +125,12 @@ def _written(path: Path) -> tuple[int, bool]:
         return 0, False
 
 
-def refuse_damaged(path: Any) -> None:
+def refuse_damaged(path: Any, *, argument: str = "ckpt_path") -> None:
     """Refuse a damaged checkpoint on this disk, and name the newest whole one beside it.
+
+    Args:
+        path: Of a file or a folder.
+        argument: What the user gave it as.
 
     Raises:
         RecipeError: With what is wrong, and what to type.
@@ -135,14 +139,14 @@ def refuse_damaged(path: Any) -> None:
         return
     reason = damage(path)
     if reason:
-        raise RecipeError([f"ckpt_path: {path}: {reason}. {_offer(Path(path))}"])
+        raise RecipeError([f"{argument}: {path}: {reason}. {_offer(Path(path), argument)}"])
 
 
-def _offer(path: Path) -> str:
+def _offer(path: Path, argument: str = "ckpt_path") -> str:
     other, _ = last_whole([path.parent], but=path)
     if other is None:
         return "There is no other checkpoint beside it. Give another one, or start anew."
-    return f"The newest whole checkpoint beside it is {other}. To go on from there give ckpt_path={str(other)!r}."
+    return f"The newest whole checkpoint beside it is {other}. To go on from there give {argument}={str(other)!r}."
 
 
 def guard_files(patches: Patches, strategy: Any, owner: object) -> None:

@@ -22,7 +22,8 @@ from torch.distributed._shard.sharded_tensor import ShardedTensor
 from lit_opt.averaging import Averages
 from lit_opt.averaging.flat import flat_parts
 from lit_opt.averaging.shards import clean_name, gathered, is_sharded, like, own_part, reshard, write_into
-from lit_opt.errors import RecipeError
+from lit_opt.callbacks.checkpoint_file import refuse_damaged
+from lit_opt.errors import RecipeError, nearest
 
 META = "lit_opt_ema"
 # Where Lightning's ModelParallelStrategy puts everything but the shards (lightning.fabric,
@@ -169,8 +170,18 @@ def read_averages(path: str | Path) -> dict[str, Any]:
             written before the first update.
     """
     file = Path(path) / _SHARDED_META if Path(path).is_dir() else Path(path)
+    if Path(path).is_dir() and not file.is_file():
+        raise RecipeError(
+            [
+                f"checkpoint: '{path}' is a folder without {_SHARDED_META}. Give a file, or the folder of a sharded checkpoint."
+            ]
+        )
     if not file.is_file():
-        raise RecipeError([f"checkpoint: there is no file {str(file)!r}. Give the path of a Lightning checkpoint."])
+        near = nearest(file.name, [other.name for other in file.parent.glob("*.ckpt")])
+        raise RecipeError(
+            [f"checkpoint: there is no file {str(file)!r}.{near} Give the path of a Lightning checkpoint."]
+        )
+    refuse_damaged(file, argument="checkpoint")
     try:
         checkpoint = torch.load(file, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, EOFError, RuntimeError, ValueError, KeyError) as error:
@@ -178,7 +189,7 @@ def read_averages(path: str | Path) -> dict[str, Any]:
         raise RecipeError(
             [
                 f"checkpoint: {str(file)!r} cannot be read as a PyTorch checkpoint of plain tensors and "
-                f"numbers (weights_only=True): {reason}"
+                f"numbers (weights_only=True): {reason} Give one of a run with lit_opt.EMA or Recipe(..., ema=...)."
             ]
         ) from error
     if not isinstance(checkpoint, Mapping) or META not in checkpoint:

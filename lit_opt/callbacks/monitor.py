@@ -17,7 +17,7 @@ from lit_opt.callbacks.clipping import gradient_norm
 from lit_opt.callbacks.ema import EMA
 from lit_opt.callbacks.facts import data_parallel_size, flat_shards, loader_batch_size
 from lit_opt.callbacks.monitor_run import index_of, logged_steps, norm_limit, recipe_clipping
-from lit_opt.callbacks.reading import Reading, effective_rank, lamb_direction, sampled, whole_update
+from lit_opt.callbacks.reading import Reading, effective_rank, lamb_direction, later, ratio, sampled, whole_update
 from lit_opt.errors import RecipeError
 
 SAMPLE = 4
@@ -239,7 +239,7 @@ class OptimizerMonitor(Callback):
         for i, (group, rates) in enumerate(zip(optimizer.param_groups, self._rates[index], strict=True)):
             name = f"{prefix}{group.get('name', i)}"
             for word, rate in zip(("lr", "weight_decay"), rates, strict=True):
-                shown[f"{name}/{word}"] = _later(rate, reading)
+                shown[f"{name}/{word}"] = later(rate, reading)
             sizes, changes, spread = [], [], None
             for p in group["params"]:
                 before = self._began[index].get(p)
@@ -253,7 +253,7 @@ class OptimizerMonitor(Callback):
                 if type(optimizer).__name__ == "Lamb":
                     ratios += self._lamb(group, optimizer.state[p], p, before, changes[-1], rates[0], reading)
             if sizes:
-                shown[f"{name}/update_to_weight"] = _ratio(changes, sizes)
+                shown[f"{name}/update_to_weight"] = ratio(changes, sizes)
             if spread is not None:
                 shown[f"{name}/effective_rank"] = lambda v, place=spread: v[place]
         ratios += self._lars(index, reading, shown.get(f"{prefix}grad_norm"), shown.get(f"{prefix}grad_norm_clipped"))
@@ -302,7 +302,7 @@ class OptimizerMonitor(Callback):
                 distances.append(reading.add_square(local(p).detach() - entry.shadow, p))
                 sizes.append(reading.add_square(local(p).detach(), p))
         if sizes:
-            shown["optim/ema_distance"] = _ratio(distances, sizes)
+            shown["optim/ema_distance"] = ratio(distances, sizes)
 
     def _throughput(self, trainer: Any) -> dict[str, float]:
         now = time.perf_counter()
@@ -314,21 +314,3 @@ class OptimizerMonitor(Callback):
             return {"optim/steps_per_second": rate}
         samples = size * trainer.accumulate_grad_batches * data_parallel_size(trainer)
         return {"optim/steps_per_second": rate, "optim/samples_per_second": rate * samples}
-
-
-def _later(x: Any, reading: Reading) -> Callable[[list[float]], float]:
-    """A rate; one that lies on the device is read with the rest."""
-    if not isinstance(x, Tensor):
-        return lambda v: float(x)
-    place = reading.add(x)
-    return lambda v: v[place]
-
-
-def _ratio(above: list[int], below: list[int]) -> Callable[[list[float]], float]:
-    """Root of a sum of squares over another, at these places; nan over nothing."""
-
-    def of(values: list[float]) -> float:
-        size = sum(values[i] for i in below)
-        return math.sqrt(sum(values[i] for i in above) / size) if size else math.nan
-
-    return of

@@ -82,6 +82,13 @@ def patched_by(module: Any, name: str) -> object:
     return getattr(module.__dict__.get(name), "owner", None)
 
 
+# What a recipe cannot set while the module's own optimizer and scheduler stay.
+OF_THE_OPTIMIZER = (
+    "optimizer", "lr", "base_lr", "base_batch_size", "weight_decay", "betas", "momentum", "warmup", "decay",
+    "optimizer_kwargs", "fallback", "groups", "layer_decay", "parts", "transfer",
+)  # fmt: skip
+
+
 def _same(x: Any) -> Any:
     return x
 
@@ -114,6 +121,12 @@ def attachment_problems(recipe: Any, trainer: Any, module: Any, *, own: bool, cl
             f"existing: {name} has its own configure_optimizers and optimizes manually, so it is not replaced "
             "silently. Give existing='keep' (its optimizer stays) or existing='replace'."
         )
+    unused = [field for field in OF_THE_OPTIMIZER if field in recipe.overrides]
+    if own and recipe.existing == "keep" and unused:
+        problems.append(
+            f"{', '.join(unused)}: existing='keep' leaves the optimizer and scheduler of {name}, so "
+            f"{'=, '.join(unused)}= would change nothing. Set it in {name}.configure_optimizers, or give existing='replace'."
+        )
     if clip is not None and trainer.gradient_clip_val:
         problems.append(
             f"clip: both Trainer(gradient_clip_val={trainer.gradient_clip_val}) and the recipe "
@@ -135,7 +148,7 @@ def refuse_other_owners(module: Any, recipe: object, callbacks: list[Any]) -> No
     others = [c for c in callbacks if type(c) is type(recipe) and c is not recipe]
     before = patched_by(module, "configure_optimizers")
     if others or (before is not None and before is not recipe):
-        names = sorted({repr(c) for c in [recipe, *others, before] if c is not None})
+        names = sorted(map(repr, {id(c): c for c in [recipe, *others, before] if c is not None}.values()))
         raise RecipeError([f"callbacks: two recipes want to set the optimizer ({', '.join(names)}). Keep one of them."])
     own = module.__dict__.get("configure_optimizers")
     if isinstance(getattr(own, "__func__", None), partial):

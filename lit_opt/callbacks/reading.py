@@ -5,7 +5,8 @@ Nothing here waits for the device except `Reading.read`, once.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -120,3 +121,21 @@ def lamb_direction(group: dict[str, Any], state: dict[str, Any], before: Tensor)
     correct = [1 - beta**step if group["bias_correction"] else 1.0 for beta in group["betas"]]
     denominator = local(state["exp_avg_sq"]).sqrt() / correct[1] ** 0.5 + group["eps"]
     return local(state["exp_avg"]) / correct[0] / denominator + group["weight_decay"] * before
+
+
+def later(x: Any, reading: Reading) -> Callable[[list[float]], float]:
+    """A rate; one that lies on the device is read with the rest."""
+    if not isinstance(x, Tensor):
+        return lambda v: float(x)
+    place = reading.add(x)
+    return lambda v: v[place]
+
+
+def ratio(above: list[int], below: list[int]) -> Callable[[list[float]], float]:
+    """Root of a sum of squares over another, at these places; nan over nothing."""
+
+    def of(values: list[float]) -> float:
+        size = sum(values[i] for i in below)
+        return math.sqrt(sum(values[i] for i in above) / size) if size else math.nan
+
+    return of

@@ -8,18 +8,16 @@ from torch.optim import Optimizer
 
 from lit_opt import recipes
 from lit_opt.callbacks import resume
-from lit_opt.callbacks.configure import Configured, configure_run
-from lit_opt.callbacks.demands import fit_to_run
-from lit_opt.callbacks.facts import run_facts
+from lit_opt.callbacks.configure import Configured
+from lit_opt.callbacks.inside import InsideModule
 from lit_opt.callbacks.lr_scheduler import RecipeLR
+from lit_opt.callbacks.misspelled import refuse_misspelled
 from lit_opt.callbacks.nonfinite import POLICIES, FiniteSteps
 from lit_opt.callbacks.outside import OutsideTrainer
 from lit_opt.callbacks.owns_ema import OwnsEMA
-from lit_opt.callbacks.patches import Attached
 from lit_opt.callbacks.plans import Plans
 from lit_opt.callbacks.session import Session
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.param_groups import snapshot_parameters
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
 from lit_opt.resolve import preview
 from lit_opt.resolve.overrides import find_problems
@@ -27,7 +25,7 @@ from lit_opt.resolve.resolved import ResolvedRecipe
 from lit_opt.transfer.spec import Transfer
 
 
-class Recipe(Plans, OutsideTrainer, OwnsEMA):
+class Recipe(Plans, InsideModule, OutsideTrainer, OwnsEMA):
     """Give a LightningModule the optimizer, groups, schedule and clipping of its setting.
 
     Unset arguments keep the recipe's value; `lit-opt explain NAME` shows each with its range and source.
@@ -75,6 +73,7 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
         ['decay', 'no_decay']
     """
 
+    @refuse_misspelled
     def __init__(
         self,
         name: str,
@@ -172,62 +171,6 @@ class Recipe(Plans, OutsideTrainer, OwnsEMA):
     def skipped_steps(self) -> int:
         """Steps left out since the start of the run, over its resumes, because a loss or gradient was not finite."""
         return self._steps.skipped if self._steps is not None else 0
-
-    # ---- public ways besides Trainer(callbacks=[...])
-
-    def attach(self, module: Any) -> Any:
-        """Add the recipe to a LightningModule through its `configure_callbacks`; returns the module.
-
-        Args:
-            module: A LightningModule, before it is given to a Trainer.
-
-        Example:
-            >>> from lightning.pytorch.demos.boring_classes import BoringModel
-            >>> module = Recipe("cnn", batch_size=1).attach(BoringModel())
-            >>> module.configure_callbacks()
-            [Recipe('cnn')]
-        """
-        module.__dict__["configure_callbacks"] = Attached(module, self)
-        return module
-
-    def configure_optimizers(self, module: Any) -> dict[str, Any]:
-        """For use inside one's own `configure_optimizers`: returns Lightning's dictionary.
-
-        Args:
-            module: The LightningModule, while a Trainer is attached.
-
-        Raises:
-            RecipeError: Clipping or averaging would be lost, since the recipe is not also a callback.
-        """
-        trainer = module.trainer
-        if self in trainer.callbacks:
-            assert self._session is not None
-            return self._session.configure()
-        planned = preview(self.spec, self.overrides)
-        if self.on_nonfinite == "skip":
-            raise RecipeError(
-                [
-                    f"on_nonfinite: {self!r} cannot leave a step out from inside configure_optimizers. Add it to "
-                    "Trainer(callbacks=[...]), or leave on_nonfinite= out."
-                ]
-            )
-        lost = [name for name, part in (("clip", planned.clip), ("ema", planned.ema)) if part is not None]
-        if lost:
-            off = ", ".join(f"{name}=0" for name in lost)
-            raise RecipeError(
-                [
-                    f"configure_optimizers: {' and '.join(lost)} of {self!r} would be lost, since an optimizer alone cannot "
-                    f"do it. Add the recipe to Trainer(callbacks=[...]), or turn it off: Recipe(..., {off})."
-                ]
-            )
-        snapshot = snapshot_parameters(module)
-        facts = run_facts(trainer, snapshot.parameter_count)
-        self.run = configure_run(self.spec, self.overrides, facts, snapshot, module)
-        fit_to_run(self.run.resolved, self.run.optimizer, trainer, module)
-        return {
-            "optimizer": self.run.optimizer,
-            "lr_scheduler": {"scheduler": self.run.scheduler, "interval": "step", "frequency": 1, "name": "lr"},
-        }
 
     # ---- Lightning's hooks
 

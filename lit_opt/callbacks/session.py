@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
 
 from lit_opt.callbacks import resume
-from lit_opt.callbacks.checkpoint_file import guard_files
 from lit_opt.callbacks.checkpoint_format import current
 from lit_opt.callbacks.clipping import clip_gradients
 from lit_opt.callbacks.configure import Configured, configure_run
 from lit_opt.callbacks.demands import demand_problems, fit_to_run, left_out, meet_demands, release
 from lit_opt.callbacks.facts import fsdp1_root, is_deepspeed, is_flattened, run_facts
+from lit_opt.callbacks.install import install
 from lit_opt.callbacks.lr_finder import keep_ratios, suggested_lr
 from lit_opt.callbacks.matrix import cost_line
 from lit_opt.callbacks.nonfinite import FiniteSteps
-from lit_opt.callbacks.patches import Patches, attachment_problems, is_overridden, refuse_other_owners, refuse_several
+from lit_opt.callbacks.patches import Patches, attachment_problems, is_overridden, refuse_other_owners
 from lit_opt.callbacks.replay import Replay
 from lit_opt.errors import RecipeError
 from lit_opt.explain.show import as_text, recipe_table
@@ -48,8 +48,8 @@ class Session:
         self.clip = self.planned.clip
         self._norm: Any = None
         self.run: Configured | None = None
-        self._patches = Patches()
-        self._snapshot: ParamSnapshot | None = None
+        self.patches = Patches()
+        self.snapshot: ParamSnapshot | None = None
         self._loaded: dict[str, Any] | None = None
         self._replay: Replay | None = None
         self._trainer_clip: Any = None
@@ -71,7 +71,8 @@ class Session:
                 f"({self.clip.limit:g}) is off."
             )
             self.clip, self._clips_itself = None, True
-        self._install()
+        install(self)
+        self.let_deepspeed_clip()
         if self.keeps_theirs:
             rank_zero_info(f"{recipe!r}: the optimizer and scheduler of {type(module).__name__} are kept.")
         elif own:
@@ -81,88 +82,31 @@ class Session:
 
     # ---- before the run
 
-    def _install(self) -> None:
-        session, module = self, self.module
-        before_setup, before_save, theirs = module.setup, module.on_save_checkpoint, module.configure_optimizers
-        builds_later = is_overridden(module, "configure_model")
-
-        def setup(self: Any, stage: str) -> None:
-            before_setup(stage)
-            if not builds_later:  # lazy layers may meet their first batch there
-                session._snapshot = snapshot_parameters(module)
-
-        def on_save_checkpoint(self: Any, checkpoint: dict[str, Any]) -> None:
-            session.steps.settle()
-            before_save(checkpoint)
-            checkpoint[resume.KEY] = session.packed(full="optimizer_states" in checkpoint)
-
-        def configure_optimizers(self: Any) -> dict[str, Any]:
-            if not module.automatic_optimization and is_overridden(type(module), "configure_optimizers"):
-                refuse_several(theirs())
-            return session.configure()
-
-        self._patches.install(module, "setup", setup, owner=self.recipe)
-        self._patches.install(module, "on_save_checkpoint", on_save_checkpoint, owner=self.recipe)
-        if builds_later:
-            before_model = module.configure_model
-
-            def configure_model(self: Any) -> None:
-                before_model()
-                session._snapshot = snapshot_parameters(module)
-
-            self._patches.install(module, "configure_model", configure_model, owner=self.recipe)
-        if not self.keeps_theirs:
-            self._patches.install(module, "configure_optimizers", configure_optimizers, owner=self.recipe)
-        if module.automatic_optimization and not is_deepspeed(self.trainer):
-            before_clipping = module.configure_gradient_clipping
-
-            def configure_gradient_clipping(self: Any, optimizer: Any, *args: Any, **kwargs: Any) -> None:
-                session.steps.look(optimizer)
-                if session.clip is not None:
-                    session.clip_gradients(optimizer)
-                else:
-                    before_clipping(optimizer, *args, **kwargs)
-
-            # Lightning calls it last before a step, whether or not anything clips.
-            self._patches.install(module, "configure_gradient_clipping", configure_gradient_clipping, owner=self.recipe)
-        self._let_deepspeed_clip()
-        self._install_on_strategy()
-
-    def _let_deepspeed_clip(self) -> None:
+    def let_deepspeed_clip(self) -> None:
         """It clips by itself, from the value that its config is formatted with in strategy.setup."""
         if self.clip is not None and is_deepspeed(self.trainer) and self._trainer_clip is None:
             self._trainer_clip = (self.trainer.gradient_clip_val,)
             self.trainer.gradient_clip_val = self.clip.limit
 
-    def _install_on_strategy(self) -> None:
-        session, strategy = self, self.trainer.strategy
-        before_step = strategy.optimizer_step
-
-        def optimizer_step(self: Any, *args: Any, **kwargs: Any) -> Any:
-            return session.steps.step(lambda: before_step(*args, **kwargs))
-
-        self._patches.install(strategy, "optimizer_step", optimizer_step, owner=self.recipe)
-        guard_files(self._patches, strategy, self.recipe)
-
     def configure(self) -> dict[str, Any]:
         """Lightning's dictionary of optimizer and scheduler, once the facts of the run are known."""
-        if self._snapshot is None or not is_flattened(self.module):
-            self._snapshot = snapshot_parameters(self.module)
+        if self.snapshot is None or not is_flattened(self.module):
+            self.snapshot = snapshot_parameters(self.module)
         spec, overrides = self.recipe.spec, self.recipe.overrides
         theirs = self._theirs()
         if theirs is not None:
             name, overrides = resume.as_overrides(theirs, overrides)
             spec = get_recipe(name)
             self.recipe.follow_ema(preview(spec, overrides).ema)
-        facts = run_facts(self.trainer, self._snapshot.parameter_count)
-        self.run = run = configure_run(spec, overrides, facts, self._snapshot, self.module)
+        facts = run_facts(self.trainer, self.snapshot.parameter_count)
+        self.run = run = configure_run(spec, overrides, facts, self.snapshot, self.module)
         self.recipe.run = run
         fit_to_run(run.resolved, run.optimizer, self.trainer, self.module)
         if theirs is not None:
             run.resolved = resume.named_as_checkpoints(run.resolved)
             if not self._clips_itself:
                 self.clip = run.resolved.clip
-                self._let_deepspeed_clip()
+                self.let_deepspeed_clip()
         self._check_loaded()
         keep_ratios(self.trainer, run.optimizer, run.scheduler.peaks)
         self._announce(run)
@@ -317,7 +261,7 @@ class Session:
 
     def close(self) -> None:
         """Take everything off the module and the Trainer. Safe to call twice."""
-        self._patches.remove()
+        self.patches.remove()
         if self.run is not None:
             release(self.run.optimizer)
         found = suggested_lr(self.trainer)

@@ -16,7 +16,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.commands.closing_report import ClosingReport
-from lit_opt.commands.fit_errors import check_checkpoint, parse_problems
+from lit_opt.commands.config_files import check_checkpoint
+from lit_opt.commands.fit_errors import parse_problems
 from lit_opt.commands.last_checkpoint import find_last
 from lit_opt.errors import RecipeError
 
@@ -62,7 +63,7 @@ class RecipeCLI(LightningCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            raise RecipeError(parse_problems(error.message, verb, known)) from None
+            raise RecipeError(parse_problems(error.message, verb, known, args)) from None
         Recipe(**self.config[verb]["recipe"].as_dict())  # its own checks, before anything else is built
         if self.config[verb].get("ckpt_path") == "last":
             self.config[verb]["ckpt_path"] = find_last(self.config[verb]["trainer"])
@@ -92,7 +93,7 @@ class RecipeCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             if isinstance(error, RecipeError):
                 raise
-            raise RecipeError([f"trainer: {error}"]) from error
+            raise RecipeError([f"trainer: {error}{_remedy(str(error))}"]) from error
 
     def fit(self, model: Any, **kwargs: Any) -> None:
         """Train; the package's own workloads are validated before and after, and report what was learned."""
@@ -106,7 +107,7 @@ def run(args: Sequence[str]) -> int:
     """Run `fit`, `validate`, `test` or `predict`.
 
     Args:
-        args: The verb and its arguments; configs as paths (`lit_opt.commands.fit_errors.expand_configs`).
+        args: The verb and its arguments; configs as paths (`lit_opt.commands.config_files.expand_configs`).
 
     Returns:
         0.
@@ -133,7 +134,7 @@ def run(args: Sequence[str]) -> int:
             parser_kwargs={"prog": "lit-opt", "formatter_class": _Formatter, **quiet, **described},
         )
     except MisconfigurationException as error:
-        raise RecipeError([f"Lightning: {error}"]) from error
+        raise RecipeError([f"Lightning: {error}{_remedy(str(error))}"]) from error
     except ValueError as error:
         # The parser wraps what a class refuses in its __init__.
         raise recipe_error_in(error) or error from None
@@ -147,6 +148,25 @@ def run(args: Sequence[str]) -> int:
             raise KeyboardInterrupt from None
         raise
     return 0
+
+
+# Part of a message of Lightning's -> what to type.
+_REMEDIES = {
+    "gpu backend": "Give --trainer.accelerator=auto, which takes what this machine has, or cpu.",
+    "train_dataloader": "Give --data=my_package.MyData, or a section `data:` in the config.",
+    "val_dataloader": "Give --data=my_package.MyData, or a section `data:` in the config.",
+    "invalid strategy": (
+        "Give --trainer.strategy=auto, ddp, fsdp or lightning.pytorch.strategies.ModelParallelStrategy (FSDP2); "
+        "`lit-opt list --strategies` shows which recipe runs where."
+    ),
+    "invalid accelerator": "Give --trainer.accelerator=auto.",
+    "should be an int": "Give --trainer.devices=1, or auto.",
+}
+
+
+def _remedy(message: str) -> str:
+    found = [remedy for part, remedy in _REMEDIES.items() if part in message]
+    return f"{'' if message.rstrip().endswith(('.', '!')) else '.'} {found[0]}" if found else ""
 
 
 def recipe_error_in(error: BaseException | None) -> RecipeError | None:

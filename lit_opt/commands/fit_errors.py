@@ -5,175 +5,185 @@ from __future__ import annotations
 import importlib
 import inspect
 import re
-import sys
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
 
+from lit_opt.commands.config_files import config_contents
 from lit_opt.errors import RecipeError, nearest
-from lit_opt.explain.shipped_configs import shipped_configs
-from lit_opt.recipes import get_recipe, list_recipes
-from lit_opt.resolve.overrides import find_problems
+from lit_opt.recipes import list_recipes
+from lit_opt.resolve.overrides import FIELDS, nearest_field
+from lit_opt.resolve.plain import OTHER_WORDS
 
-# Words that Lightning understands in place of a path.
-_CHECKPOINT_WORDS = ("best", "last", "hpc", "registry")
+# Arguments of Recipe that choose what it does with a run.
+RECIPE_WORDS = ("existing", "on_resume", "on_nonfinite")
 
+# The parser's names of types, as they are said.
+_TYPES = {"int": "a whole number", "float": "a number", "str": "a word", "bool": "true or false", "NoneType": "null"}
 
-def expand_configs(args: Sequence[str]) -> list[str]:
-    """Replace the name of a shipped config by its path, and read each config once to see that it can be.
-
-    A file of that name wins over a shipped config. Classes may lie in files beside it.
-
-    Raises:
-        RecipeError: No such file, no YAML, or no sections in it.
-
-    Example:
-        >>> expand_configs(["fit", "--config", "llm"])[2].endswith("llm.yaml")
-        True
-    """
-    expanded, problems = list(args), []
-    for i, arg in enumerate(args):
-        if arg.startswith("--config="):
-            value, put = arg.removeprefix("--config="), "--config={}"
-        elif i > 0 and args[i - 1] in ("--config", "-c"):
-            value, put = arg, "{}"
-        else:
-            continue
-        path = Path(value)
-        if not path.is_file() and value in shipped_configs():
-            path = shipped_configs()[value]
-        expanded[i] = put.format(path)
-        problems += _config_problems(value, path)
-        if path.is_file() and path not in shipped_configs().values():
-            _find_beside(path)
-    if problems:
-        raise RecipeError(problems)
-    return expanded
+# Section -> the base of the classes that it may name, and an example.
+_BASES = {
+    "model": ("LightningModule", "lit_opt.workloads.LanguageModel"),
+    "data": ("LightningDataModule", "lit_opt.workloads.ByteText"),
+    "callbacks": ("Callback", "lightning.pytorch.callbacks.ModelCheckpoint"),
+    "logger": ("Logger", "lightning.pytorch.loggers.CSVLogger"),
+}
 
 
-def _find_beside(config: Path) -> None:
-    """Let `class_path: model.MyModel` name a file beside the config, as `python train.py` finds its neighbours.
+def parse_problems(message: str, verb: str, known: Sequence[str], args: Sequence[str] = ()) -> list[str]:
+    """Everything that is wrong with the arguments: the argument, the value, what is allowed, the nearest name.
 
-    Or, after all else, one in the working folder: a config that `lit-opt sweep` wrote lies in a folder below it.
-    """
-    folder = str(config.parent.resolve())
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    if not {str(Path.cwd()), ""} & set(sys.path):
-        sys.path.append(str(Path.cwd()))
-
-
-def _config_problems(value: str, path: Path) -> list[str]:
-    if not path.is_file():
-        shipped = list(shipped_configs())
-        near = nearest(path.name, [*shipped, *_files(path, "*.y*ml")])
-        what = "is a folder" if path.is_dir() else "no such file"
-        return [f"config: {value}: {what}.{near} Shipped: {', '.join(shipped)}; else give the path of a YAML file."]
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        where = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        return [f"config: {value}{where}: this is no YAML ({error.problem or error.context}). Mind the indentation."]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        return [f"config: {value}: cannot be read ({error}). Give a YAML file."]
-    if not isinstance(content, dict):
-        return [f"config: {value}: no sections in it; it has to hold `recipe:`, `trainer:`, `model:` and `data:`."]
-    return []
-
-
-def _files(path: Path, pattern: str) -> list[str]:
-    try:
-        return [file.name for file in path.parent.glob(pattern)]
-    except OSError:
-        return []
-
-
-def check_checkpoint(path: Any) -> None:
-    """Refuse a checkpoint that is missing, unreadable or not of Lightning, before anything is built.
-
-    Raises:
-        RecipeError: With the reason, and the nearest file where it is missing.
-    """
-    if path is None or path in _CHECKPOINT_WORDS or "://" in str(path):
-        return
-    file = Path(path)
-    if not file.exists():
-        near = nearest(file.name, _files(file, "*.ckpt"))
-        raise RecipeError([f"ckpt_path: {path}: no such file.{near} Give a checkpoint that `fit` has written."])
-    # Not above: a config that is wrong is said at once, without torch.
-    from lit_opt.callbacks.checkpoint_file import contents, refuse_damaged
-
-    refuse_damaged(file)
-    if file.is_dir():
-        return  # a sharded checkpoint
-    content = contents(file)
-    missing = [key for key in ("state_dict", "pytorch-lightning_version") if key not in _keys(content)]
-    if missing:
-        raise RecipeError(
-            [
-                f"ckpt_path: {path}: is no checkpoint of Lightning (no {missing[0]!r} in it). "
-                "Give one that `fit` has written, or load weights in your own model."
-            ]
-        )
-
-
-def _keys(content: object) -> Iterable[str]:
-    return content if isinstance(content, dict) else ()
-
-
-def parse_problems(message: str, verb: str, known: Sequence[str]) -> list[str]:
-    """The parser's message as ours: the argument, the value, what is allowed, the nearest name.
+    The parser stops at the first; the sections `recipe:` and `trainer:` are read once more here, to say all of it.
 
     Args:
         message: Of jsonargparse.
         verb: Subcommand.
         known: All options of the subcommand, with their dashes.
+        args: What was given, with the paths of configs.
 
     Example:
         >>> parse_problems("unrecognized arguments: --recipe.lrr=1", "fit", ["--recipe.lr"])[0][:64]
         "--recipe.lrr: unknown argument. Did you mean '--recipe.lr'? See "
     """
     see = f"See `lit-opt {verb} --help`."
+    options = _Options(known)
+    seen = [*_unknown_keys(args, options, see), *_recipe_problems(args)]
+    said = [_key(problem) for problem in seen]
+    first = [
+        problem
+        for problem in _parser_problems(message, verb, options, see)
+        if not any(_within(_key(problem), key) or _within(key, _key(problem)) for key in said)
+    ]
+    return [*first, *seen]
+
+
+def _key(problem: str) -> str:
+    return problem.partition(":")[0]
+
+
+def _within(key: str, other: str) -> bool:
+    """Whether a key is another one or a part of it: recipe.groups[0] of recipe.groups, trainer.max_step of trainer."""
+    return key == other or key.startswith((f"{other}.", f"{other}["))
+
+
+class _Options:
+    """The options of a verb as keys of a config: "recipe.lr", "trainer.max_steps", ..."""
+
+    def __init__(self, known: Sequence[str]) -> None:
+        self.keys = [option.removeprefix("--") for option in known if option.startswith("--")]
+        self.sections = sorted({key.partition(".")[0] for key in self.keys})
+
+    def near(self, key: str) -> str:
+        """The key that was probably meant, as " Did you mean ...?", or ""."""
+        section, _, name = key.partition(".")
+        if not name:
+            deeper = [known for known in self.keys if known.endswith(f".{key}")]
+            if deeper:
+                return f" Did you mean {deeper[0]!r}?"
+            if key in OTHER_WORDS:
+                return f" Did you mean 'recipe.{OTHER_WORDS[key]}'?"
+        if section not in self.sections:
+            return nearest(section, self.sections)
+        if section == "recipe":
+            return nearest_field(name, (*RECIPE_WORDS, "name")).replace("mean '", "mean 'recipe.")
+        return nearest(key, [known for known in self.keys if known.startswith(f"{section}.")])
+
+
+def _unknown_keys(args: Sequence[str], options: _Options, see: str) -> Iterator[str]:
+    """Sections that no config has, and keys that `recipe:` and `trainer:` do not have."""
+    for content in config_contents(args):
+        for section, given in content.items():
+            if section not in options.sections:
+                near = options.near(str(section))
+                yield f"{section}: unknown in the config.{near} {see}"
+            elif section in ("recipe", "trainer") and isinstance(given, Mapping):
+                for key in (f"{section}.{name}" for name in given):
+                    if key not in options.keys:
+                        yield f"{key}: unknown in the config.{options.near(key)} {see}"
+
+
+def _recipe_problems(args: Sequence[str]) -> list[str]:
+    """What `lit_opt.Recipe` says of the section `recipe:` with the overrides of the command line."""
+    given: dict[str, Any] = {}
+    for content in config_contents(args):
+        section = content.get("recipe")
+        given |= section if isinstance(section, Mapping) else {}
+    for arg in args:
+        if found := re.match(r"--recipe\.(\w+)=(.*)", arg, re.DOTALL):
+            given[found[1]] = _read(found[2])
+    name = given.pop("name", "llm")
+    values = {key: _as_parsed(key, value) for key, value in given.items() if key in (*FIELDS, *RECIPE_WORDS)}
+    from lit_opt.callbacks.recipe import Recipe  # torch, which the parser has loaded
+
+    try:
+        Recipe(name, **values)
+    except RecipeError as error:
+        return [problem if problem.startswith("recipe:") else f"recipe.{problem}" for problem in error.problems]
+    return []
+
+
+def _as_parsed(key: str, value: Any) -> Any:
+    """A value of a config as the parser hands it on: numbers in quotes are numbers, dotted paths are classes."""
+    if isinstance(value, Mapping) and "class_path" in value:
+        value = value["class_path"] if key == "optimizer" else value.get("init_args") or {}
+    if isinstance(value, list):
+        return [_as_parsed(key, item) for item in value]
+    if not isinstance(value, str):
+        return value
+    if key == "optimizer" and "." in value:
+        module, _, name = value.rpartition(".")
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            return value
+    for kind in (int, float):
+        try:
+            return kind(value)
+        except ValueError:
+            continue
+    return value
+
+
+def _read(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+
+
+def _parser_problems(message: str, verb: str, options: _Options, see: str) -> list[str]:
+    """The parser's message in our words."""
     if found := re.match(r"unrecognized arguments: (.*)", message, re.IGNORECASE | re.DOTALL):
-        options = [a.partition("=")[0] for a in found[1].split() if a.startswith("-")] or found[1].split()
-        return [f"{option}: unknown argument.{nearest(option, known)} {see}" for option in options]
+        given = [a.partition("=")[0] for a in found[1].split() if a.startswith("-")] or found[1].split()
+        return [f"{option}: unknown argument.{_near_option(option, options)} {see}" for option in given]
     if found := re.search(r"does not accept option '([^']+)'", message):
-        keys = [option.removeprefix("--") for option in known]
-        sections = sorted({key.partition(".")[0] for key in keys})
-        first = found[1].partition(".")[0]
-        near = nearest(found[1], keys) if first in sections else nearest(first, sections)
-        return [f"{found[1]}: unknown in the config.{near} {see}"]
+        return [f"{found[1]}: unknown in the config.{options.near(found[1])} {see}"]
+    if found := re.match(r"argument (?:\S+/)?(\S+): expected one argument", message):
+        return [f"{found[1]}: a value is needed. {see}"]
     if "required: " in message:
         names = [name.strip().removeprefix(f"{verb}.") for name in message.partition("required: ")[2].split(",")]
         return [_required(name) for name in names]
     if found := re.match(r'Parser key "([^"]+)":', message):
         key = found[1].removeprefix(f"{verb}.")
-        given, value = _given_value(message)
-        if key.startswith("recipe."):
-            name = key.removeprefix("recipe.")
-            problems = (
-                []
-                if name in ("name", "existing", "on_resume", "on_nonfinite")
-                else find_problems(get_recipe("llm"), {name: value})
-            )
-            if problems:
-                return [f"recipe.{problem}" for problem in problems]
-        return [_wrong_value(key, value, message, given)]
+        given_one, value = _given_value(message)
+        if key == "recipe":
+            word = re.search(r'Unable to load config "?\'?([^"\']*)', message)
+            return [
+                f"recipe: {word[1] if word else value!r} is no section. Write recipe: {{name: llm}}, or --recipe.name=llm."
+            ]
+        return [_wrong_value(key, value, message, given_one)]
     return [f"{message.strip()} {see}"]
+
+
+def _near_option(option: str, options: _Options) -> str:
+    return options.near(option.removeprefix("--")).replace("mean '", "mean '--")
 
 
 def _given_value(message: str) -> tuple[bool, Any]:
     """Whether the parser names the value it was given, and the value."""
     found = re.search(r"(?:Given|Got) value: (.*)", message)
-    if found is None:
-        return False, None
-    try:
-        return True, yaml.safe_load(found[1])
-    except yaml.YAMLError:
-        return True, found[1]
+    return (False, None) if found is None else (True, _read(found[1]))
 
 
 def _required(name: str) -> str:
@@ -189,10 +199,7 @@ def _required(name: str) -> str:
 
 def _wrong_value(key: str, value: object, message: str, has_value: bool) -> str:
     if "dot import path" in message or "not accessible or invalid" in message:
-        return (
-            f"{key}: {value!r} is no class that can be imported. Give its dotted path, such as "
-            "lit_opt.workloads.LanguageModel, in a module that Python finds from here."
-        )
+        return _no_class(key, value)
     if found := re.search(
         r"^( *)(?:- )?Problem with given class_path '([^']+)':\s+(.*)", message, re.DOTALL | re.MULTILINE
     ):
@@ -204,23 +211,55 @@ def _wrong_value(key: str, value: object, message: str, has_value: bool) -> str:
         return f"{key}: {value!r} is not allowed.{nearest(value, allowed)} Known: {', '.join(allowed)}."
     subtypes = re.search(r"Subtypes: \[(.*)\]", message) or re.search(r"Expected an? (.*?)(?:\.|$)", message)
     if has_value and subtypes and "class_path" not in message:
-        types = re.sub(r"<class '([^']+)'>", lambda m: m[1].rpartition(".")[2], subtypes[1])
-        types = types.replace("NoneType", "null").replace("typing.", "")
-        return f"{key}: {value!r} is not allowed; give {' or '.join(types.split(', '))}."
+        types = re.sub(r"<class '([^']+)'>", lambda m: m[1].rpartition(".")[2], subtypes[1]).replace("typing.", "")
+        return f"{key}: {value!r} is not allowed; give {' or '.join(_TYPES.get(t, t) for t in types.split(', '))}."
     details = " ".join(line.strip(" -") for line in message.splitlines()[1:]) or message
     return f"{key}: {details}"
+
+
+def _no_class(key: str, value: object) -> str:
+    """Why a class cannot be had: no such module, no such name in it, or another kind of class."""
+    if isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if isinstance(value, Mapping):
+        value = value.get("class_path")
+    base, example = _BASES.get(key.rpartition(".")[2], ("class", "lit_opt.workloads.LanguageModel"))
+    no_class = f"{key}: {value!r} is no class that can be imported"
+    give = f"Give the dotted path of a {base}, such as {example}."
+    module, _, name = str(value).rpartition(".")
+    if not module:
+        return f"{no_class}. {give}"
+    try:
+        found = importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        where = "A file of your own has to lie beside the config or in the current folder. " * (error.name == module)
+        return f"{no_class}: there is no module {error.name!r}. {where}{give}"
+    except Exception as error:  # somebody else's module: whatever fails in it
+        return f"{no_class}: {module} fails with {type(error).__name__}: {error}. {give}"
+    if not hasattr(found, name):
+        return f"{no_class}: {module} has no {name!r}.{nearest(name, [n for n in dir(found) if n[0] != '_'])} {give}"
+    return f"{key}: {value!r} is no {base}. {give}"
 
 
 def _class_problem(key: str, class_path: str, message: str) -> str:
     """A wrong argument of a class that the config names."""
     if found := re.match(r"Option '([^']+)' is not accepted", message):
+        if not _own_class(class_path):  # the base: the section does not say which class
+            near = nearest(found[1], ("class_path", "init_args"))
+            return f"{key}: {found[1]!r} is unknown.{near} Write {key}: {{class_path: my_package.MyClass, init_args: {{...}}}}."
         arguments = _arguments(class_path)
         known = f" Known: {', '.join(arguments)}." if arguments else ""
         return f"{key}: {class_path} has no argument {found[1]!r}.{nearest(found[1], arguments)}{known}"
+    if re.match(r"module '[^']+' has no attribute|No module named", message):
+        return _no_class(key, class_path)
     if found := re.match(r'Parser key "([^"]+)":', message):
         given, value = _given_value(message)
         return _wrong_value(f"{key}.{found[1]}", value, message, given)
     return f"{key}: {class_path}: {' '.join(message.split())}"
+
+
+def _own_class(class_path: str) -> bool:
+    return class_path.rpartition(".")[2] not in {base for base, _ in _BASES.values()}
 
 
 def _arguments(class_path: str) -> list[str]:

@@ -10,12 +10,9 @@ import argparse
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
-from itertools import pairwise
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, LightningModule
 from lightning.pytorch.cli import LightningArgumentParser
@@ -23,8 +20,9 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_opt.callbacks.recipe import Recipe
+from lit_opt.commands.config_files import check_checkpoint, config_contents, expand_configs
 from lit_opt.commands.fit import RecipeCLI, recipe_error_in
-from lit_opt.commands.fit_errors import check_checkpoint, expand_configs, parse_problems
+from lit_opt.commands.fit_errors import parse_problems
 from lit_opt.errors import RecipeError
 
 # Where a config may name the recipe as a callback.
@@ -74,7 +72,7 @@ def load_project(
     Raises:
         RecipeError: Whatever the user can mend, in one message, as from `lit-opt fit`.
     """
-    expanded = expand_configs(["fit", *args])
+    expanded = expand_configs(["fit", *args], verb=verb)
     try:
         config = _ConfigCLI(expanded, verb=verb, with_recipe=_has_recipe(expanded, recipe)).config["fit"]
         trainer = config["trainer"].as_dict()
@@ -128,7 +126,7 @@ class _ConfigCLI(RecipeCLI):
         try:
             self.config = parser.parse_args(args)
         except argparse.ArgumentError as error:
-            problems = parse_problems(error.message, "fit", known)
+            problems = parse_problems(error.message, "fit", known, args)
             raise RecipeError(
                 [text.replace("lit-opt fit --help", f"lit-opt {self.verb} --help") for text in problems]
             ) from None
@@ -146,7 +144,7 @@ class _ConfigCLI(RecipeCLI):
 
 def _has_recipe(args: Sequence[str], recipe: str) -> bool:
     """Whether the parser has to know a section `recipe:`."""
-    contents = [yaml.safe_load(path.read_text(encoding="utf-8")) for path in _config_files(args)]
+    contents = list(config_contents(args))
     if any(arg.startswith("--recipe") for arg in args) or any("recipe" in content for content in contents):
         return True
     among_callbacks = any(
@@ -155,14 +153,6 @@ def _has_recipe(args: Sequence[str], recipe: str) -> bool:
         for entry in _as_list((content.get("trainer") or {}).get("callbacks"))
     )
     return recipe == "required" and not among_callbacks
-
-
-def _config_files(args: Sequence[str]) -> list[Path]:
-    """The files that `expand_configs` has seen to be YAML with sections."""
-    pairs = pairwise(args)
-    return [Path(arg.removeprefix("--config=")) for arg in args if arg.startswith("--config=")] + [
-        Path(value) for option, value in pairs if option in ("--config", "-c")
-    ]
 
 
 def _model(config: Namespace, meta: bool, notes: list[str]) -> tuple[LightningModule, bool]:
@@ -199,7 +189,7 @@ def parse_config(args: Sequence[str], *, verb: str) -> Namespace:
     Raises:
         RecipeError: What is wrong with it, in one message.
     """
-    expanded = expand_configs(["fit", *args])
+    expanded = expand_configs(["fit", *args], verb=verb)
     config: Namespace = _ConfigCLI(expanded, verb=verb, with_recipe=_has_recipe(expanded, "optional")).config["fit"]
     return config
 

@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 from lit_opt.errors import RecipeError, nearest
+
+# What argparse calls the types of options.
+_TYPES = {"int": "a whole number", "float": "a number"}
+
+# Options of `lit-opt fit` without a dot; those with one, such as --recipe.lr, are its parser's to judge.
+_FIT_OPTIONS = (
+    "-c", "--config", "--recipe", "--trainer", "--model", "--data", "--ckpt_path", "--weights_only", "--seed_everything",
+    "--print_config",
+)  # fmt: skip
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,8 +29,18 @@ class Parser(argparse.ArgumentParser):
     """
 
     def error(self, message: str) -> NoReturn:
-        """Argparse's message, and where help is."""
-        raise RecipeError([f"{message[:1].upper()}{message[1:]}. See `{self.prog} --help`."])
+        """Argparse's message in our words: the argument first, the value, what is allowed, and where help is."""
+        see = f"See `{self.prog} --help`."
+        option, _, problem = message.removeprefix("argument ").partition(": ")
+        option = option.rpartition("/")[2]
+        if option == "the following arguments are required":
+            words = [str(a.metavar or a.dest) for a in self._actions if not a.option_strings]
+            raise RecipeError([f"{problem}: needed. Type: {self.prog} {' '.join(words)}. {see}"])
+        if problem == "expected one argument":
+            problem = "a value is needed"
+        elif wrong := re.match(r"invalid (\w+) value: (.*)", problem):
+            problem = f"{wrong[2]} is not allowed; give {_TYPES.get(wrong[1], wrong[1])}"
+        raise RecipeError([f"{option}: {problem}. {see}"])
 
 
 def make_parser(verb: str, description: str, examples: str) -> Parser:
@@ -62,16 +82,53 @@ def parse(parser: Parser, args: list[str]) -> argparse.Namespace:
         lit_opt.errors.RecipeError: --fromat: unknown argument. See `lit-opt list --help`.
     """
     given, unknown = parser.parse_known_args(args)
-    options = [option for action in parser._actions for option in action.option_strings]
-    unknown = [arg for arg in unknown if arg.startswith("-")] or unknown
-    if unknown:
-        raise RecipeError(
-            [
-                f"{arg}: unknown argument.{nearest(arg.partition('=')[0], options)} See `{parser.prog} --help`."
-                for arg in unknown
-            ]
-        )
+    options = [arg for arg in unknown if arg.startswith("-")]
+    problems = [_unknown_option(parser, arg) for arg in options]
+    if not options:  # what follows an unknown option may be its value
+        several = any(re.fullmatch(r"[\d.,eE+-]+", arg) for arg in unknown)
+        hint = " Several numbers are one word, such as 0.9,0.95." if several else ""
+        problems = [f"{arg}: unknown argument.{hint} See `{parser.prog} --help`." for arg in unknown]
+    if problems:
+        raise RecipeError(problems)
     return given
+
+
+def parse_beside_config(parser: Parser, args: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Parse the verb's own options; the others are those of `lit-opt fit`.
+
+    Args:
+        parser: Of the verb.
+        args: What follows the verb.
+
+    Returns:
+        The options, and the arguments for the parser of `fit`.
+
+    Raises:
+        RecipeError: An option that neither has, with the nearest one. So much is known without torch.
+
+    Example:
+        >>> parser = make_parser("choose", "", "")
+        >>> parse_beside_config(parser, ["--recipe.lr=1"])[1]
+        ['--recipe.lr=1']
+        >>> parse_beside_config(parser, ["--confg", "llm"])
+        Traceback (most recent call last):
+            ...
+        lit_opt.errors.RecipeError: --confg: unknown argument. Did you mean '--config'? See `lit-opt choose --help`.
+    """
+    given, others = parser.parse_known_args(args)
+    words = [arg.partition("=")[0] for arg in others if arg.startswith("--")]
+    problems = [
+        _unknown_option(parser, word, _FIT_OPTIONS) for word in words if "." not in word and word not in _FIT_OPTIONS
+    ]
+    if problems:
+        raise RecipeError(problems)
+    return given, others
+
+
+def _unknown_option(parser: Parser, arg: str, more: Sequence[str] = ()) -> str:
+    options = [option for action in parser._actions for option in action.option_strings]
+    near = nearest(arg.partition("=")[0], [*options, *more])
+    return f"{arg}: unknown argument.{near} See `{parser.prog} --help`."
 
 
 def one_of(*words: str) -> Callable[[str], str]:

@@ -15,7 +15,7 @@ from lit_opt.errors import RecipeError
 from lit_opt.explain.formats import to_json
 from lit_opt.preflight.facts import foresee, input_of_a_sample, tokens_of_a_sample
 from lit_opt.preflight.plan import Plan, make_plan
-from lit_opt.preflight.plan_formats import plan_text
+from lit_opt.preflight.plan_text import plan_text
 from lit_opt.resolve.resolved import RunFacts
 
 _WHAT_TO_TYPE = (

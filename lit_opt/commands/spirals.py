@@ -30,11 +30,13 @@ def run_spirals(optimizers: Sequence[str], lrs: Sequence[str], steps: int, seed:
     """
     rates, problems = _rates(lrs, optimizers)
     if not 1 <= len(optimizers) <= MOST or len(set(optimizers)) < len(optimizers):
-        problems.append(f"optimizers: {','.join(optimizers)!r} are not one to {MOST} different names.")
+        problems.append(
+            f"optimizers: {','.join(optimizers)!r} are not one to {MOST} different names. Type --optimizers sgd,adamw,muon."
+        )
     if steps < 2:
-        problems.append(f"steps: {steps} is not 2 or more.")
+        problems.append(f"steps: {steps} is not 2 or more. Type --steps 300.")
     if frames < 2:
-        problems.append(f"frames: {frames} is not 2 or more.")
+        problems.append(f"frames: {frames} is not 2 or more. Type --frames 48.")
     starts = {}
     for name in optimizers:
         try:
@@ -82,5 +84,7 @@ def _rates(lrs: Sequence[str], optimizers: Sequence[str]) -> tuple[dict[str, flo
             problems.append(f"lr: {text!r} is not NAME=NUMBER. Type --lr adamw=0.01.")
             continue
         if name not in optimizers:
-            problems.append(f"lr: {name!r} is not among the optimizers ({', '.join(optimizers)}).")
+            problems.append(
+                f"lr: {name!r} is not among the optimizers ({', '.join(optimizers)}). Add it to --optimizers."
+            )
     return rates, problems

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from lit_opt.commands.fit_errors import expand_configs
+from lit_opt.commands.config_files import expand_configs
 from lit_opt.commands.from_config import load_project
 from lit_opt.commands.plan import plan_config
 from lit_opt.commands.sweep_yaml import put_recipe, recipe_text, writable

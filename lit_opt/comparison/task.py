@@ -10,7 +10,7 @@ from typing import Any
 from lit_opt.comparison.records import Arm, Stage
 from lit_opt.optim import get_row
 from lit_opt.recipes import get_recipe
-from lit_opt.resolve.overrides_optimizer import published_units
+from lit_opt.resolve.units import published_units
 
 Factory = Callable[..., Any]
 

@@ -131,12 +131,13 @@ def _plain(value: Any, default: Any, limits: tuple[float, float]) -> Any:
     if isinstance(default, tuple):
         if not isinstance(value, tuple | list) or len(value) != len(default):
             raise ValueError(f"{value!r} is not {len(default)} numbers, such as {default!r}.")
-        return tuple(_number(item, limits) for item in value)
+        return tuple(_number(item, limits, "") for item in value)
     if isinstance(default, Mapping):
         if not isinstance(value, Mapping):
-            raise ValueError(f"{value!r} is not a dict.")
+            raise ValueError(f"{value!r} is not a dict. Give one, such as {dict(default)}.")
         return dict(value)
-    number = _number(value, limits)
+    known = isinstance(default, Real) and default is not REQUIRED
+    number = _number(value, limits, f" Give one, such as {default:g}." if known else "")
     if isinstance(default, int) and default is not REQUIRED:
         if number != int(number):
             raise ValueError(f"{value!r} is not a whole number, such as {default}.")
@@ -152,9 +153,9 @@ def _word(value: object, words: Sequence[str]) -> str:
     raise ValueError(f"{value!r} is unknown.{nearest(value, words)} Known: {', '.join(words)}.")
 
 
-def _number(value: object, limits: tuple[float, float]) -> float:
+def _number(value: object, limits: tuple[float, float], example: str) -> float:
     if isinstance(value, bool) or not isinstance(value, Real):
-        raise ValueError(f"{value!r} is not a number.{_hint(value)}")
+        raise ValueError(f"{value!r} is not a number.{_hint(value) or example}")
     number = float(value)
     if not math.isfinite(number):
         raise ValueError(f"{number} is not a finite number.")

@@ -7,13 +7,11 @@ those of LLaVA's and nanoVLM's own code. The names of other models are the user'
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from lit_opt.errors import nearest
-from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot
+from lit_opt.param_groups.snapshot import ParamInfo, ParamSnapshot, matching, such_as
 
 # Part -> where it lies, as whole components of a dotted name. A parameter belongs to the first part in this order
 # that has it: Qwen-VL's merger lies inside its vision tower, LLaVA's tower may hold a CLIP "vision_model".
@@ -107,12 +105,10 @@ def match_parts(
     of: dict[str, str] = {}
     for name, globs in part_globs.items():
         for glob in globs:
-            found = _matching(glob, infos)
+            found = matching(glob, infos)
             if not found:
                 names = [n for info in infos for n in (info.name, *info.aliases)]
-                problems.append(
-                    f"parts: {name} {glob!r} matches no parameter.{nearest(glob, names) or _such_as(names)}"
-                )
+                problems.append(f"parts: {name} {glob!r} matches no parameter.{nearest(glob, names) or such_as(names)}")
             for info in found:
                 first = of.setdefault(info.name, name)
                 if first != name:
@@ -131,15 +127,6 @@ def match_parts(
             f"{', '.join(repr(info.name) for info in infos[:3])}. Say where the parts lie, such as Recipe(..., {REMEDY})."
         )
     return PartMatch(of=of, notes=tuple(_notes(infos, parts, of)), problems=tuple(problems))
-
-
-def _matching(glob: str, infos: tuple[ParamInfo, ...]) -> list[ParamInfo]:
-    matches = re.compile(fnmatch.translate(glob)).match
-    return [info for info in infos if any(map(matches, (info.name, *info.aliases)))]
-
-
-def _such_as(names: list[str]) -> str:
-    return f" Names are such as {', '.join(map(repr, names[:3]))}."
 
 
 def _notes(infos: tuple[ParamInfo, ...], parts: list[str], of: Mapping[str, str]) -> list[str]:

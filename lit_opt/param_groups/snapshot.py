@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from lit_opt.errors import RecipeError
+from lit_opt.errors import RecipeError, kind_of
 from lit_opt.param_groups.ends import find_ends
 from lit_opt.param_groups.layer_depth import layer_ids
 from lit_opt.param_groups.matrices import Matrix, decide_matrix
@@ -91,6 +91,28 @@ def clean_name(name: str) -> str:
     return _WRAPPERS.sub("", name).rstrip(".")
 
 
+def matching(glob: str, parameters: Iterable[ParamInfo]) -> list[ParamInfo]:
+    """The parameters with a name, or the name of a tied one, that the glob matches.
+
+    Example:
+        >>> from torch import nn
+        >>> [info.name for info in matching("*.bias", snapshot_parameters(nn.Sequential(nn.Linear(2, 2))).parameters)]
+        ['0.bias']
+    """
+    matches = re.compile(fnmatch.translate(glob)).match
+    return [info for info in parameters if any(map(matches, (info.name, *info.aliases)))]
+
+
+def such_as(names: Sequence[str]) -> str:
+    """What names look like, for the message of a glob that matches none.
+
+    Example:
+        >>> such_as(["layer.weight", "layer.bias"])
+        " Names are such as 'layer.weight', 'layer.bias'."
+    """
+    return f" Names are such as {', '.join(map(repr, names[:3]))}."
+
+
 def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
     """Record names, shapes, owners and roles of a module's parameters.
 
@@ -102,7 +124,7 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
         Plain data without tensors.
 
     Raises:
-        RecipeError: Lazy parameters that have no shape yet; FSDP1 with use_orig_params=False.
+        RecipeError: No module; lazy parameters that have no shape yet; FSDP1 with use_orig_params=False.
 
     Example:
         >>> from torch import nn
@@ -110,6 +132,10 @@ def snapshot_parameters(module: nn.Module) -> ParamSnapshot:
         >>> info.name, info.shape, info.owner, info.role
         ('0.weight', (3, 2), 'Linear', 'matrix')
     """
+    if not isinstance(module, nn.Module):
+        raise RecipeError(
+            [f"module: {module!r} is {kind_of(module)}; give a torch.nn.Module, such as a LightningModule."]
+        )
     refuse_unreadable(module)
     # Of a wrapper and what it wraps, which have one clean path, the inner one is kept.
     modules = {clean_name(path): child for path, child in module.named_modules(remove_duplicate=False)}

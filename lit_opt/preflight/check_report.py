@@ -18,18 +18,17 @@ WIDTH = 100
 _COLOURS = {"error": "bold red", "warning": "bold yellow", "note": "bold cyan"}
 
 
-def report_text(report: Report, *, width: int = WIDTH) -> str:
-    """The report as plain text.
+def report_text(report: Report) -> str:
+    """The report as plain text; nothing is cut off, lines are folded.
 
     Args:
         report: From `lit_opt.preflight.check.judge`.
-        width: Columns; nothing is cut off, lines are folded.
 
     Example:
         >>> print(report_text(Report(findings=(), unjudged=(), judged=12, setting="llm")))
         No findings: 12 checks, setting llm.
     """
-    return as_text(*renderables(report), width=width)
+    return as_text(*renderables(report), width=WIDTH)
 
 
 def renderables(report: Report) -> list[RenderableType]:

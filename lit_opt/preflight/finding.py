@@ -81,15 +81,19 @@ class Check:
     settings: tuple[str, ...] = ()
 
 
-def some(names: Sequence[str], most: int = 3) -> str:
+# How many names a message gives.
+SHOWN = 3
+
+
+def some(names: Sequence[str]) -> str:
     """The first names of a list, in quotes.
 
     Example:
         >>> some(["a.weight", "b.weight", "c", "d"])
         "'a.weight', 'b.weight', 'c' and 1 more"
     """
-    shown = ", ".join(map(repr, names[:most]))
-    return shown + (f" and {len(names) - most} more" if len(names) > most else "")
+    shown = ", ".join(map(repr, names[:SHOWN]))
+    return shown + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
 
 
 def tensors(count: int) -> str:

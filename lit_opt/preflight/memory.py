@@ -159,12 +159,11 @@ def estimate_memory(
     return Memory(lines=tuple(line for line in lines if line.bytes), left_out=left_out)
 
 
-def state_bytes(optimizer: Optimizer, placement: Placement | None = None) -> int:
-    """Bytes of the optimizer's state on the device that holds most, by the registry rows.
+def state_bytes(optimizer: Optimizer) -> int:
+    """Bytes of the optimizer's state on one device, by the registry rows.
 
     Args:
         optimizer: Its groups have "algorithm", a registry name. It need not have stepped.
-        placement: Where it runs; one device if unset.
 
     Raises:
         RecipeError: A group's algorithm has no registry row.
@@ -174,8 +173,7 @@ def state_bytes(optimizer: Optimizer, placement: Placement | None = None) -> int
         >>> state_bytes(build("adamw", [torch.zeros(250, 4)], lr=1e-3))
         8004
     """
-    share = Share(placement or Placement())
-    return sum(size for _, _, size in states_of(optimizer, share))
+    return sum(size for _, _, size in states_of(optimizer, Share(Placement())))
 
 
 def _not_estimated(placement: Placement, optimizer: Optimizer) -> str:

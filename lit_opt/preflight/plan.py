@@ -110,13 +110,13 @@ class Plan:
     def text(self, *, width: int = 100, rows: bool = False) -> str:
         """The plan as text of that width; `rows` lists every parameter instead of patterns."""
         from lit_opt.explain.show import as_text
-        from lit_opt.preflight.plan_formats import plan_text
+        from lit_opt.preflight.plan_text import plan_text
 
         return as_text(plan_text(self, rows=rows, width=width), width=width)
 
     def markdown(self, *, rows: bool = False) -> str:
         """The plan as Markdown."""
-        from lit_opt.preflight.plan_formats import plan_markdown
+        from lit_opt.preflight.plan_markdown import plan_markdown
 
         return plan_markdown(self, rows=rows)
 
@@ -124,7 +124,7 @@ class Plan:
         """Print the plan."""
         from rich.console import Console
 
-        from lit_opt.preflight.plan_formats import plan_text
+        from lit_opt.preflight.plan_text import plan_text
 
         console = Console(highlight=False, markup=False, emoji=False)
         console.print(plan_text(self, rows=rows, width=console.width))

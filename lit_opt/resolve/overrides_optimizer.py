@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from lit_opt.errors import RecipeError, nearest
+from lit_opt.errors import RecipeError, kind_of, nearest
 from lit_opt.optim.check import check_hyperparameters, check_momentum
-from lit_opt.optim.matrix.scale import UNITS, check_rate, check_units
 from lit_opt.optim.registry import REQUIRED, OptimizerRow, get_row, list_optimizers, run_row
 from lit_opt.recipes.schema import RecipeSpec
 from lit_opt.resolve.lr import batch_rule
+from lit_opt.resolve.plain import OTHER_WORDS
+from lit_opt.resolve.units import unit_problems, units_note
 
 # Keywords that are arguments of Recipe themselves.
 OWN_ARGUMENTS = ("lr", "weight_decay", "betas", "momentum")
@@ -41,7 +42,7 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     if isinstance(optimizer, type):
         name, accepted = optimizer.__name__, class_keywords(optimizer)
         if accepted is None:
-            yield f"optimizer: the class {name} is no torch.optim.Optimizer."
+            yield f"optimizer: the class {name} is no torch.optim.Optimizer. Give one that is, or a name: {', '.join(list_optimizers())}."
             return
     elif isinstance(optimizer, str) and optimizer in list_optimizers():
         name = optimizer
@@ -55,7 +56,9 @@ def optimizer_problems(spec: RecipeSpec, o: Mapping[str, Any]) -> Iterator[str]:
     else:
         what = f"{optimizer!r} is unknown.{nearest(optimizer, list_optimizers())}"
         if not isinstance(optimizer, str):
-            what = f"a {type(optimizer).__name__} is neither a name nor a class."
+            what = f"{kind_of(optimizer)} is neither a name nor a class."
+            if any(base.__name__ == "Optimizer" for base in type(optimizer).__mro__):
+                what += f" The recipe makes it: give the class {type(optimizer).__name__}, with lr= and weight_decay=."
         yield f"optimizer: {what} Known: {', '.join(list_optimizers())}, or a torch.optim.Optimizer class."
         return
     fits = name == "adamw" or name.startswith("adamw_") if row is not None else "adamw" in name.lower()
@@ -120,67 +123,13 @@ def used_row(spec: RecipeSpec, o: Mapping[str, Any]) -> OptimizerRow | None:
     return run_row(optimizer, o.get("optimizer_kwargs"), published, spec.registry_key)
 
 
-def unit_problems(spec: RecipeSpec, row: OptimizerRow, o: Mapping[str, Any]) -> list[str]:
-    """A scale of the other unit system with the learning rate or decay of this one, or a learning rate of the other.
-
-    Example:
-        >>> from lit_opt.recipes import get_recipe
-        >>> o = {"optimizer_kwargs": {"scale": "match_rms_adamw"}, "lr": 3e-4}
-        >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), o)
-        >>> problem[:107]
-        "optimizer_kwargs.scale: 'match_rms_adamw' takes AdamW's learning rates, but weight_decay=0.01 belongs to sc"
-        >>> [problem] = unit_problems(get_recipe("llm/muon"), get_row("muon"), {"lr": 3e-4})
-        >>> problem[:63]
-        "lr: 0.0003 is AdamW's kind of rate, and scale 'original' takes "
-    """
-    kwargs = o.get("optimizer_kwargs", {})
-    given = {key: o[key] for key in ("lr", "weight_decay") if key in o}
-    if isinstance(kwargs, Mapping) and isinstance(kwargs.get("scale"), str):
-        given["scale"] = kwargs["scale"]
-    if "base_lr" in o:
-        given["lr"] = o["base_lr"]
-    published = published_units(spec, row)
-    problems = check_units(published, given, where="optimizer_kwargs.")
-    lr = given.get("lr")
-    # Whoever names the scale beside the rate means it.
-    if problems or "scale" in given or not isinstance(lr, int | float) or lr <= 0 or published["scale"] not in UNITS:
-        return problems
-    other = "match_rms_adamw" if UNITS[published["scale"]] == "Muon" else "original"
-    ready = f", or Recipe('llm/muon{'_rms' * (other == 'match_rms_adamw')}')" * (spec.setting == "llm")
-    return [
-        f"{problem} For the other units give optimizer_kwargs={{'scale': {other!r}}} with lr= and weight_decay={ready}. If "
-        f"you mean it, name the scale beside it: optimizer_kwargs={{'scale': {published['scale']!r}}}."
-        for problem in check_rate(lr, published["scale"])
-    ]
-
-
-def published_units(spec: RecipeSpec, row: OptimizerRow) -> dict[str, Any]:
-    """lr, weight_decay and scale that belong together: the recipe's, or the registry's for this setting.
-
-    Example:
-        >>> from lit_opt.recipes import get_recipe
-        >>> published_units(get_recipe("llm"), get_row("muon"))
-        {'scale': 'original', 'lr': 0.02, 'weight_decay': 0.01}
-    """
-    scale = row.hyperparameters.get("scale")
-    if row.name == spec.optimizer.number:
-        own = spec.hyperparameters.get("scale")
-        lr, weight_decay = spec.lr.base, spec.weight_decay
-    elif spec.registry_key in row.settings:
-        published = row.settings[spec.registry_key]
-        own, lr, weight_decay = published.hyperparameters.get("scale"), published.lr, published.weight_decay
-    else:
-        return {"scale": scale}
-    return {"scale": own.number if own else scale, "lr": lr.number, "weight_decay": weight_decay.number}
-
-
 def _fallback_problems(given: object) -> Iterator[str]:
     if not isinstance(given, Mapping):
-        yield f"fallback: {given!r} is a {type(given).__name__}; give a dictionary such as {{'lr': 3e-4, 'betas': (0.9, 0.95)}}."
+        yield f"fallback: {given!r} is {kind_of(given)}; give a dictionary such as {{'lr': 3e-4, 'betas': (0.9, 0.95)}}."
         return
     for key in given:
         if key not in FALLBACK_KEYS:
-            yield f"fallback.{key}: unknown.{nearest(key, FALLBACK_KEYS)} AdamW takes here: {', '.join(FALLBACK_KEYS)}."
+            yield f"fallback.{key}: unknown.{nearest(OTHER_WORDS.get(key, key), FALLBACK_KEYS)} AdamW takes here: {', '.join(FALLBACK_KEYS)}."
     known = {key: value for key, value in given.items() if key in FALLBACK_KEYS}
     yield from check_hyperparameters(get_row("adamw"), known, where="fallback.")[1]
 
@@ -234,23 +183,8 @@ def _unpublished(
     if asked:
         yield (
             f"optimizer: no starting values are published for {name!r} in the setting {spec.registry_key!r}, and another "
-            f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}.{_units_note(row, o)}"
+            f"optimizer's are not inherited; give {' and '.join(f'{key}=' for key in asked)}.{units_note(row, o)}"
         )
-
-
-def _units_note(row: OptimizerRow | None, o: Mapping[str, Any]) -> str:
-    """Whose learning rates a matrix method takes with the scale that is given or by default."""
-    if row is None or row.hyperparameters.get("scale") not in UNITS:
-        return ""
-    kwargs = o.get("optimizer_kwargs", {})
-    scale = kwargs.get("scale") if isinstance(kwargs, Mapping) else None
-    scale = scale if isinstance(scale, str) and scale in UNITS else row.hyperparameters["scale"]
-    like = "lr about 0.02, weight_decay 0.01" if UNITS[scale] == "Muon" else "those that AdamW would have"
-    other = "match_rms_adamw" if UNITS[scale] == "Muon" else "original"
-    return (
-        f" They are {UNITS[scale]}'s ({like}) with scale {scale!r}; for {UNITS[other]}'s give "
-        f"optimizer_kwargs={{'scale': {other!r}}}."
-    )
 
 
 def _keyword_problems(
@@ -258,7 +192,7 @@ def _keyword_problems(
 ) -> Iterator[str]:
     given = o.get("optimizer_kwargs", {})
     if not isinstance(given, Mapping):
-        yield f"optimizer_kwargs: {given!r} is a {type(given).__name__}; give a dictionary of keywords."
+        yield f"optimizer_kwargs: {given!r} is {kind_of(given)}; give a dictionary of keywords."
         return
     rest = [key for key in accepted if key not in OWN_ARGUMENTS]
     published = spec.hyperparameters.get("base") if name == spec.optimizer.number else None

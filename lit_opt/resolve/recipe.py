@@ -16,8 +16,9 @@ from lit_opt.recipes.schema import ClipSpec, EMASpec, GroupRule, RecipeSpec, Val
 from lit_opt.resolve.fallback import resolve_fallback
 from lit_opt.resolve.lr import resolve_lr
 from lit_opt.resolve.notes import batch_notes
-from lit_opt.resolve.overrides import build_spec, clean, find_problems, is_number, is_real, is_whole, part_spec
+from lit_opt.resolve.overrides import clean, find_problems
 from lit_opt.resolve.overrides_optimizer import used_row
+from lit_opt.resolve.plain import build_spec, is_number, is_real, is_whole, part_spec
 from lit_opt.resolve.resolved import Provenance, ResolvedRecipe, RunFacts
 from lit_opt.resolve.schedule import resolve_schedule
 from lit_opt.resolve.transfer import follow_run

@@ -8,7 +8,8 @@ from typing import Any
 
 from lit_opt.recipes.common import DECAYS
 from lit_opt.recipes.schema import Decay, DecaySpec, RecipeSpec, Value
-from lit_opt.resolve.overrides import build_spec, parse_duration
+from lit_opt.resolve.overrides import parse_duration
+from lit_opt.resolve.plain import build_spec
 from lit_opt.resolve.resolved import Provenance, RunFacts
 from lit_opt.schedules import Schedule
 

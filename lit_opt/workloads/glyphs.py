@@ -125,14 +125,13 @@ class Glyphs(ResumableDataModule):
         _distance_fields()
         return self._train, self._val
 
-    def caption(self, index: int, *, validation: bool = False) -> str:
-        """The caption of a sample.
+    def caption(self, index: int) -> str:
+        """The caption of a training sample.
 
         Args:
             index: From 0.
-            validation: Of the validation samples, not of the training samples.
         """
-        return (self._val if validation else self._train).caption(index)
+        return self._train.caption(index)
 
 
 class _Drawn(NamedTuple):

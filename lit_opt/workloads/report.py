@@ -24,13 +24,16 @@ _METRICS = {  # what is shown of the validation, best name first
 }
 
 
-def language_model_lines(model: LanguageModel, metrics: Mapping[str, Any], prompt: str = "def ") -> list[str]:
+# Where the sample of a language model begins: the text is Python's own source.
+_PROMPT = "def "
+
+
+def language_model_lines(model: LanguageModel, metrics: Mapping[str, Any]) -> list[str]:
     """The result of a text run and a sample of what the model now writes.
 
     Args:
         model: The trained model.
         metrics: `trainer.callback_metrics`, or any mapping with `val_bpb`.
-        prompt: Where the sample begins.
 
     Example:
         >>> from lit_opt.workloads import LanguageModel
@@ -38,14 +41,14 @@ def language_model_lines(model: LanguageModel, metrics: Mapping[str, Any], promp
         >>> language_model_lines(model, {"val_bpb": 1.97})[0]
         'Validation: 1.970 bits per byte (guessing: 8).'
     """
-    sample = model.sample(prompt, n_bytes=300)
+    sample = model.sample(_PROMPT, n_bytes=300)
     return [
         *(
             [f"Validation: {float(metrics['val_bpb']):.3f} bits per byte (guessing: 8)."]
             if "val_bpb" in metrics
             else []
         ),
-        f"A sample, continued from {prompt!r}:",
+        f"A sample, continued from {_PROMPT!r}:",
         *(f"  | {line}" for line in sample.splitlines()),
     ]
 

@@ -29,7 +29,7 @@ def require(module: str, who: str) -> ModuleType:
             raise  # the package is there, but something it needs is not: its own message is the better one
         extra = "datasets" if missing.name == "datasets" else "workloads"
         raise RecipeError(
-            [f"{who} needs {missing.name}, which is not installed. Type: pip install 'lit-opt[{extra}]'."]
+            [f"{who}: needs {missing.name}, which is not installed. Type: pip install 'lit-opt[{extra}]'."]
         ) from missing
 
 

@@ -69,12 +69,14 @@ class Trained:
     losses: Tensor
 
 
-def two_spirals(points: int = 200, turns: float = 1.75, noise: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
+TURNS = 1.75  # of a spiral around the centre
+
+
+def two_spirals(points: int = 200, noise: float = 0.02, seed: int = 0) -> tuple[Tensor, Tensor]:
     """Two interleaved spirals.
 
     Args:
         points: For each spiral.
-        turns: Around the centre.
         noise: Standard deviation added to the coordinates, whose largest is about 1.
         seed: Of the noise.
 
@@ -87,7 +89,7 @@ def two_spirals(points: int = 200, turns: float = 1.75, noise: float = 0.02, see
         (torch.Size([200, 2]), [100, 100])
     """
     radius = torch.linspace(0.08, 1, points)
-    angle = 2 * torch.pi * turns * radius
+    angle = 2 * torch.pi * TURNS * radius
     arm = torch.stack([radius * angle.cos(), radius * angle.sin()], dim=1)
     x = torch.cat([arm, -arm])
     x = x + noise * torch.randn(x.shape, generator=torch.Generator().manual_seed(seed))

@@ -232,9 +232,9 @@ def test_files_that_hold_no_averages(trained, tmp_path):
         "foreign.ckpt": "holds no averages of lit_opt.EMA",
         "list.ckpt": "it holds list",
         "pickle.ckpt": "cannot be read",
-        "noise.ckpt": "cannot be read",
-        "empty.ckpt": "cannot be read",
-        "folder": "there is no file",
+        "noise.ckpt": "it is damaged or no checkpoint",
+        "empty.ckpt": "it is empty",
+        "folder": "is a folder without meta.pt",
         "nowhere.ckpt": "there is no file",
     }
     for name, message in expected.items():

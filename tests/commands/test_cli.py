@@ -112,7 +112,7 @@ def test_explain_in_text(capsys, monkeypatch):
     [
         (["lst"], "verb: 'lst' is unknown. Did you mean 'list'? Known: list, explain, "),
         (["--config", "llm", "fit"], "verb: '--config' is unknown."),
-        (["explain"], "The following arguments are required: NAME. See `lit-opt explain --help`."),
+        (["explain"], "NAME: needed. Type: lit-opt explain NAME. See `lit-opt explain --help`."),
         (["explain", "lllm"], "name: 'lllm' is neither a recipe nor an optimizer. Did you mean 'llm'?"),
         (["explain", "llm", "--lrr", "1"], "--lrr: unknown argument. Did you mean '--lr'? See `lit-opt explain --help`."),
         (["explain", "llm", "--format", "ymal"], "'ymal' is unknown. Did you mean 'yaml'? Known: text, yaml, json, markdown."),
@@ -120,7 +120,7 @@ def test_explain_in_text(capsys, monkeypatch):
         (["explain", "llm", "--lr", "nan", "--clip", "-1"], "2 problems:\n  - lr: nan is not allowed"),
         (["explain", "llm", "--optimizer", "adamv"], "optimizer: 'adamv' is unknown. Did you mean"),
         (["explain", "llm", "--total-steps", "1.5"], "total_steps: 1.5 is not allowed; give a whole number above 0."),
-        (["export-ema", "a.ckpt"], "The following arguments are required: OUT. See `lit-opt export-ema --help`."),
+        (["export-ema", "a.ckpt"], "OUT: needed. Type: lit-opt export-ema CKPT OUT. See `lit-opt export-ema --help`."),
         (["list", "recipes"], "recipes: unknown argument."),
         (["list", "--format", "yaml"], "'yaml' is unknown. Known: text, json, markdown."),
     ],

@@ -16,7 +16,7 @@ from lightning.pytorch.demos.boring_classes import BoringDataModule, BoringModel
 
 from lit_opt import Recipe
 from lit_opt.cli import FIT_VERBS, main
-from lit_opt.commands.fit_errors import expand_configs
+from lit_opt.commands.config_files import expand_configs
 from lit_opt.errors import RecipeError
 
 torch.set_num_threads(1)
@@ -119,21 +119,21 @@ def test_help_shows_every_field_with_its_text(verb, capsys, monkeypatch):
         ([MODEL, LLM, "--recipe.lr=abc"], "recipe.lr: 'abc' is not allowed; give a finite number above 0"),
         ([MODEL, LLM, "--recipe.lr=-1", "--recipe.clip=-2"], "2 problems:\n  - lr: -1.0 is not allowed"),
         ([MODEL, LLM, "--recipe.betas=[0.9]"], "recipe.betas: [0.9] is not allowed; give two numbers in [0, 1)"),
-        ([MODEL, LLM, "--recipe.existing=keeep"], "recipe.existing: 'keeep' is not allowed. Did you mean 'keep'?"),
+        ([MODEL, LLM, "--recipe.existing=keeep"], "recipe.existing: 'keeep' is unknown. Did you mean 'keep'?"),
         ([MODEL, LLM, "--recipe.decay=cosin"], "decay: 'cosin' is unknown. Did you mean 'cosine'?"),
         ([MODEL, LLM, "--recipe.groups=[{mach: a}]"], "'mach' is no field of GroupRule. Did you mean 'match'?"),
         ([MODEL, LLM, "--recipe.optimizer=sdg"], "optimizer: 'sdg' is unknown. Did you mean 'sgd'?"),
         ([MODEL, LLM, "--recipe.momentum=0.9"], "momentum: adamw has no momentum. It has betas=."),
-        ([MODEL, LLM, "--trainer.max_steps=x"], "trainer.max_steps: 'x' is not allowed; give int."),
+        ([MODEL, LLM, "--trainer.max_steps=x"], "trainer.max_steps: 'x' is not allowed; give a whole number."),
         ([MODEL, LLM, "--trainer.precision=bf16mixed"], "Did you mean 'bf16-mixed'?"),
         ([MODEL, LLM, "--trainer.accelerator=gpux"], "trainer: You selected an invalid accelerator name"),
         (["--model=Borring", LLM], "model: 'Borring' is no class that can be imported."),
         ([LANGUAGE, LLM, "--model.layerss=3"], "LanguageModel has no argument 'layerss'. Did you mean 'layers'?"),
-        ([LANGUAGE, LLM, "--model.layers=x"], "model.layers: 'x' is not allowed; give int."),
+        ([LANGUAGE, LLM, "--model.layers=x"], "model.layers: 'x' is not allowed; give a whole number."),
         ([LANGUAGE, LLM, "--model.layers=0"], "layers=0: a whole number of at least 1 is needed."),
-        ([MODEL, LLM, "--config"], "expected one argument"),
+        ([MODEL, LLM, "--config"], "--config: a value is needed."),
         ([MODEL, LLM, "--config=nowhere.yaml"], "config: nowhere.yaml: no such file."),
-        ([MODEL, LLM, "--config", "lm"], "config: lm: no such file. Did you mean 'vlm'?"),
+        ([MODEL, LLM, "--config", "lm"], "config: lm: no such file. Did you mean 'llm'?"),
         ([MODEL, LLM, "--config", "."], "config: .: is a folder."),
         ([MODEL, LLM, "--trainer.callbacks+=lit_opt.Recipe", "--trainer.callbacks.name=llm"], "two recipes"),
         ([f"--model={__name__}.Refuses", LLM], "inside: mend me."),
@@ -161,7 +161,7 @@ def test_the_other_verbs_say_it_as_well(capsys, verb):
         ("recipe:\n\tname: llm\n", "config: c.yaml, line 2, column 1: this is no YAML"),
         ("recipe: {name: llm\n", "config: c.yaml, line 2, column 1: this is no YAML"),
         ("recipe:\n  name: llm\n  lrr: 3\n", "recipe.lrr: unknown in the config. Did you mean 'recipe.lr'?"),
-        ("recpie:\n  name: llm\n", "recpie.name: unknown in the config. Did you mean 'recipe'?"),
+        ("recpie:\n  name: llm\n", "recpie: unknown in the config. Did you mean 'recipe'?"),
         ("recipe:\n  name: llm\n  lr: abc\n", "recipe.lr: 'abc' is not allowed; give a finite number above 0"),
         ("recipe:\n  lr: 1.0e-3\n", "recipe.name: a recipe is needed."),
         ("- a\n", "config: c.yaml: no sections in it"),

@@ -35,7 +35,7 @@ def test_help_has_examples(capsys):
         (["--lr", "soap=0.1"], "'soap' is not among the optimizers"),
         (["--lr", "adamw=-1"], "not a positive number"),
         (["--steps", "1"], "steps: 1 is not 2 or more"),
-        (["--steps", "many"], "invalid int value"),
+        (["--steps", "many"], "--steps: 'many' is not allowed; give a whole number."),
     ],
 )
 def test_bad_arguments_are_one_message(arguments, message, capsys, tmp_path):

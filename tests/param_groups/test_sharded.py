@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-
 import pytest
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from lit_opt.errors import RecipeError
 from lit_opt.param_groups import group_parameters, snapshot_parameters
+from tests.processes import in_two_processes
 
 
 class Net(nn.Module):
@@ -86,21 +82,10 @@ def _fsdp2() -> None:
     assert names == ["decay", "no_decay/plain", "no_decay/mesh_1"]
 
 
-def _worker(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        _fsdp1()
-        _fsdp2()
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+def _both() -> None:
+    _fsdp1()
+    _fsdp2()
 
 
-def test_groups_of_two_processes_are_those_of_one(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(port,), nprocs=2, join=True)
+def test_groups_of_two_processes_are_those_of_one():
+    in_two_processes(_both)

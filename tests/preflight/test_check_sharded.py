@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import socket
-from pathlib import Path
-
 import torch
-import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from lit_opt.preflight.collect import collect
 from tests.preflight.setups import LM, by_dimension, ids, llm, run, the
+from tests.processes import in_two_processes
 
 
 def _fsdp1() -> None:
@@ -47,21 +43,10 @@ def _fsdp2() -> None:
     assert "4 norm gains, 13 biases" in the(report, "decay-on-norms").message
 
 
-def _worker(rank: int, port: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    try:
-        _fsdp1()
-        _fsdp2()
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+def _both() -> None:
+    _fsdp1()
+    _fsdp2()
 
 
-def test_sharded_modules(monkeypatch):
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_worker, args=(port,), nprocs=2, join=True)
+def test_sharded_modules():
+    in_two_processes(_both)

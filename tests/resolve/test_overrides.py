@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 
+from lit_opt.errors import kind_of
 from lit_opt.optim.registry import list_optimizers
 from lit_opt.recipes import get_recipe, list_recipes
 from lit_opt.recipes.schema import ClipSpec, DecaySpec, EMASpec, GroupRule
-from lit_opt.resolve.overrides import FIELDS, build_spec, clean, find_problems, is_real, is_whole, parse_duration, plain
+from lit_opt.resolve.overrides import FIELDS, clean, find_problems, parse_duration
 from lit_opt.resolve.overrides_optimizer import class_keywords
+from lit_opt.resolve.plain import build_spec, is_real, is_whole, plain
 
 NAN, INF = float("nan"), float("inf")
 NOT_NUMBERS: tuple[Any, ...] = (NAN, INF, -INF, True, False, "0.1", "word", [0.1], {}, (1, 2, 3), ...)
@@ -46,11 +48,9 @@ def test_numeric_fields_refuse_what_is_no_number(field, value):
 @pytest.mark.parametrize("value", [*NOT_NUMBERS, -1, 0, 0.5, 256.0], ids=repr)
 def test_counts_refuse_what_is_no_count(field, value):
     base = {"base_lr": 0.1} if field == "base_batch_size" else {}
-    assert problem(
-        "cnn", **{field: value}, **base
-    ) == f"{field}: {value!r} is not allowed; give a whole number above 0." + (
-        " It is a word here: leave the quotes away, and in YAML write 3.0e-4 for 3e-4." if value == "0.1" else ""
-    )
+    hint = " It is a word here: leave the quotes away." if value == "0.1" else " Type 256." if value == 256.0 else ""
+    text = problem("cnn", **{field: value}, **base)
+    assert text == f"{field}: {value!r} is not allowed; give a whole number above 0.{hint}"
 
 
 @pytest.mark.parametrize(
@@ -105,12 +105,14 @@ def test_unknown_optimizers_get_the_nearest(typed, near):
 
 @pytest.mark.parametrize("value", [3, 1.5, ["adamw"], ..., print])
 def test_optimizers_of_another_type(value):
-    assert problem(optimizer=value).startswith(f"optimizer: a {type(value).__name__} is neither a name nor a class.")
+    assert problem(optimizer=value).startswith(f"optimizer: {kind_of(value)} is neither a name nor a class.")
 
 
 def test_an_optimizer_object_is_no_class():
     made = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1)
-    assert problem(optimizer=made).startswith("optimizer: a SGD is neither")
+    assert problem(optimizer=made).startswith(
+        "optimizer: an SGD is neither a name nor a class. The recipe makes it: give the class SGD"
+    )
     assert "the class dict is no torch.optim.Optimizer" in problem(optimizer=dict)
 
 

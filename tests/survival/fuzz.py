@@ -18,6 +18,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import DataLoader
 
 from lit_opt import EMA, ClipSpec, DecaySpec, EMASpec, GroupRule, OptimizerMonitor, Recipe
+from lit_opt.callbacks.patches import OF_THE_OPTIMIZER
 from lit_opt.errors import RecipeError
 from lit_opt.recipes import list_recipes
 from tests.callbacks.modules import (
@@ -163,6 +164,8 @@ def draws(draw: Any) -> Draw:
         if "base_lr" not in overrides:
             overrides.setdefault("lr", 1e-2)
         overrides.setdefault("weight_decay", 0.01)
+    if overrides.get("existing") == "keep" and draw(st.integers(0, 3)):  # else mostly refused: they would do nothing
+        overrides = {key: value for key, value in overrides.items() if key not in OF_THE_OPTIMIZER}
     how = {key: draw(TRAINER[key]) for key in draw(st.lists(st.sampled_from(sorted(TRAINER)), max_size=3, unique=True))}
     if module in (unusual.Complex, unusual.Orthogonal) and how.get("precision") == "bf16-true":
         how.pop("precision")  # neither has a forward pass in bfloat16

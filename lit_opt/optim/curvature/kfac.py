@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_opt.errors import RecipeError, nearest
+from lit_opt.optim.curvature.factors import Record, factor_dtype, inverses
 from lit_opt.optim.curvature.layers import Layer, inputs_of, output_gradients
 from lit_opt.optim.curvature.watching import WatchingOptimizer
 
@@ -20,17 +20,6 @@ LARGEST = 16_384
 """Widest layer with factors: the side of a matrix of 1 GB in float32."""
 DAMPING_MODES = ("eigen", "factored")
 _FACTOR_STATE = ("A", "G", "Q_A", "Q_G", "d_A", "d_G", "A_inverse", "G_inverse")
-
-
-@dataclass
-class _Record:
-    """Sums over what one layer saw since the last step: of abar abar^T, of g g^T, of positions and of samples."""
-
-    A: Tensor
-    G: Tensor
-    positions: int = 0
-    samples: int = 0
-    passes: set[int] = field(default_factory=set)
 
 
 class KFAC(WatchingOptimizer):
@@ -211,10 +200,10 @@ class KFAC(WatchingOptimizer):
         self._told: set[Layer] = set()
 
     def _forget(self) -> None:
-        self._records: dict[Layer, _Record] = {}
+        self._records: dict[Layer, Record] = {}
 
     def _record(self, layer: Layer, a: Tensor, g: Tensor) -> None:
-        dtype = _factor_dtype(layer.weight)
+        dtype = factor_dtype(layer.weight)
         rows = inputs_of(layer, a, self._has_bias(layer), dtype)
         grads = output_gradients(layer, g, dtype)
         record = self._records.get(layer)
@@ -231,11 +220,11 @@ class KFAC(WatchingOptimizer):
             record.passes.add(backward)
             record.samples += samples
 
-    def _empty(self, layer: Layer) -> _Record:
+    def _empty(self, layer: Layer) -> Record:
         weight = layer.weight
-        dtype, rows, columns = _factor_dtype(weight), len(weight), weight[0].numel() + self._has_bias(layer)
+        dtype, rows, columns = factor_dtype(weight), len(weight), weight[0].numel() + self._has_bias(layer)
         A, G = (torch.zeros(size, size, dtype=dtype, device=weight.device) for size in (columns, rows))
-        return _Record(A=A, G=G)
+        return Record(A=A, G=G)
 
     def _update_factors(self, group_of: dict[Tensor, dict[str, Any]]) -> int:
         """Mix what was recorded into the factors; returns how many layers were seen."""
@@ -278,7 +267,7 @@ class KFAC(WatchingOptimizer):
             gradient = torch.cat([gradient, column.to(dtype).unsqueeze(1)], dim=1)
         key = "Q_A" if group["damping_mode"] == "eigen" else "A_inverse"
         if key not in state:
-            state |= _inverses(state["A"], state["G"], group["damping"], group["damping_mode"], name)
+            state |= inverses(state["A"], state["G"], group["damping"], group["damping_mode"], name)
         if group["damping_mode"] == "eigen":
             rotated = state["Q_G"].T @ gradient @ state["Q_A"]
             rotated /= torch.outer(state["d_G"], state["d_A"]) + group["damping"]
@@ -304,36 +293,3 @@ class KFAC(WatchingOptimizer):
 def _gradient(param: Tensor) -> Tensor:
     assert param.grad is not None
     return param.grad
-
-
-def _factor_dtype(weight: Tensor) -> torch.dtype:
-    return weight.dtype if weight.dtype == torch.float64 else torch.float32
-
-
-def _inverses(A: Tensor, G: Tensor, damping: float, mode: str, name: str) -> dict[str, Tensor]:
-    """What `step` multiplies with: eigenvectors and eigenvalues, or the two damped inverses."""
-    if not (bool(A.isfinite().all()) and bool(G.isfinite().all())):
-        raise RecipeError(
-            [
-                f"kfac: the factors of the layer {name!r} are not finite, so its inputs or gradients were not. Look for "
-                "the first batch with a loss that is not finite; a smaller lr or gradient clipping may help."
-            ]
-        )
-    if mode == "eigen":
-        (d_A, Q_A), (d_G, Q_G) = torch.linalg.eigh(A), torch.linalg.eigh(G)
-        return {"Q_A": Q_A, "Q_G": Q_G, "d_A": d_A.clamp_(min=0), "d_G": d_G.clamp_(min=0)}
-    mean_A, mean_G = float(A.trace()) / len(A), float(G.trace()) / len(G)
-    pi = math.sqrt(mean_A / mean_G) if mean_A > 0 and mean_G > 0 else 1.0
-    inverses = {}
-    for key, factor, shift in (("A_inverse", A, pi * math.sqrt(damping)), ("G_inverse", G, math.sqrt(damping) / pi)):
-        damped = factor + shift * torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
-        root, failed = torch.linalg.cholesky_ex(damped)
-        if failed:
-            raise RecipeError(
-                [
-                    f"kfac: a factor of the layer {name!r} is not positive definite with damping={damping:g}. Give a larger "
-                    "damping, or damping_mode='eigen'."
-                ]
-            )
-        inverses[key] = torch.cholesky_inverse(root)
-    return inverses

@@ -59,13 +59,12 @@ def update_rms(lr: float, scale: str, rows: int, cols: int) -> float:
     return lr * scale_factor(scale, rows, cols) / math.sqrt(max(rows, cols))
 
 
-def check_rate(lr: float, scale: str, *, where: str = "") -> list[str]:
+def check_rate(lr: float, scale: str) -> list[str]:
     """Refuse a learning rate of the other unit system.
 
     Args:
         lr: Peak learning rate.
         scale: A key of `FORMULAS`.
-        where: Put in front of a problem.
 
     Returns:
         One problem in words, or an empty list.
@@ -82,7 +81,7 @@ def check_rate(lr: float, scale: str, *, where: str = "") -> list[str]:
     other, bound = ("AdamW", f"below {LOWEST_MUON:g}") if own == "Muon" else ("Muon", f"above {HIGHEST_ADAMW:g}")
     usual = USUAL_RATE[own]
     return [
-        f"{where}lr: {lr:g} is {other}'s kind of rate, and scale {scale!r} takes {own}'s, about {usual:g} (not {bound}). "
+        f"lr: {lr:g} is {other}'s kind of rate, and scale {scale!r} takes {own}'s, about {usual:g} (not {bound}). "
         f"The update lr * {FORMULAS[scale]} * P(G) would have an RMS of {update_rms(lr, scale, 1024, 1024):.1e} a step at "
         f"1024 x 1024, against {update_rms(usual, scale, 1024, 1024):.1e} at {usual:g}."
     ]

@@ -22,8 +22,8 @@ _ROLES = (
 _NAME = re.compile(rf"^(?P<before>.*?\.|)(?P<block>\d+)\.(?P<after>(?:[^.]+\.)*?(?:{_ROLES})(?:\.weight)?)$")
 
 
-def find_stacks(names: Sequence[str], shapes: Sequence[tuple[int, ...]], size: int = 2) -> list[list[int]]:
-    """Query, key and value weights of the same kind and shape in consecutive blocks, `size` at a time.
+def find_stacks(names: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[list[int]]:
+    """Query, key and value weights of the same kind and shape in consecutive blocks, two at a time.
 
     Each kind is stacked with itself: Q of block 0 with Q of block 1. What is left over stays alone. Larger stacks
     are worse (arXiv:2601.23261).
@@ -31,7 +31,6 @@ def find_stacks(names: Sequence[str], shapes: Sequence[tuple[int, ...]], size: i
     Args:
         names: Dotted parameter names; the first number in a name is the block.
         shapes: Their shapes.
-        size: Weights of one stack.
 
     Returns:
         Indices into `names`, one list for each stack.
@@ -49,13 +48,12 @@ def find_stacks(names: Sequence[str], shapes: Sequence[tuple[int, ...]], size: i
     stacks = []
     for members in kinds.values():
         members.sort()
-        while len(members) >= size:
-            run = members[:size]
-            if [block for block, _ in run] == list(range(run[0][0], run[0][0] + size)):
-                stacks.append([index for _, index in run])
-                members = members[size:]
-            else:
-                members = members[1:]
+        while len(members) > 1:
+            (block, index), (next_block, next_index) = members[:2]
+            together = next_block == block + 1
+            if together:
+                stacks.append([index, next_index])
+            members = members[2 if together else 1 :]
     return sorted(stacks)
 
 

@@ -12,6 +12,7 @@ from lit_opt.preflight.finding import SETTINGS, Check, Finding
 from lit_opt.preflight.methods import ADAMW
 from lit_opt.recipes.schema import Value
 from lit_opt.resolve.lr import batch_rule
+from lit_opt.resolve.plain import is_number
 from lit_opt.scaling import batch_factor
 
 # Ranges are starting points: a value slightly beside one is not worth a line, one ten times beside it is.
@@ -180,7 +181,7 @@ def _scale_ignored(e: Evidence) -> Iterator[Finding]:
     for index, curve in enumerate(e.curves):
         groups = {g.index: g for g in e.groups if g.optimizer == index and g.members}
         for key in _SCALE_KEYS:
-            scales = {i: float(g.options[key]) for i, g in groups.items() if _is_number(g.options.get(key))}
+            scales = {i: float(g.options[key]) for i, g in groups.items() if is_number(g.options.get(key))}
             if len(set(scales.values())) < 2 or "writes group" in curve.unknown:
                 continue
             first = max(scales, key=scales.__getitem__)
@@ -206,7 +207,7 @@ def _equal_rates(e: Evidence) -> Iterator[Finding]:
     for index, curve in enumerate(e.curves):
         groups = [g for g in e.groups if g.optimizer == index and g.members]
         twins = [(a, b) for i, a in enumerate(groups) for b in groups[i + 1 :] if _same(a, b)]
-        if not twins or any(_is_number(g.options.get(key)) for g in groups for key in _SCALE_KEYS):
+        if not twins or any(is_number(g.options.get(key)) for g in groups for key in _SCALE_KEYS):
             continue
         flattened = curve.scheduler in ("OneCycleLR", "CyclicLR")
         a, b = twins[0]
@@ -284,10 +285,6 @@ def _same(a: Group, b: Group) -> bool:
 
 def _plain(options: Mapping[str, Any]) -> dict[str, str]:
     return {key: repr(value) for key, value in options.items() if key not in _NO_DIFFERENCE}
-
-
-def _is_number(x: Any) -> bool:
-    return isinstance(x, int | float) and not isinstance(x, bool)
 
 
 CHECKS = (

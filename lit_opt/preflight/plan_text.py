@@ -1,25 +1,24 @@
-"""How a plan looks: text for a terminal of any width from 80 columns on, and Markdown."""
+"""A plan as text for a terminal of any width from 80 columns on."""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 
 from rich.console import Group, RenderableType
 from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from lit_opt.explain.formats import entry_sections, entry_tables, markdown_cell
+from lit_opt.explain.formats import entry_sections
 from lit_opt.explain.values import short
 from lit_opt.preflight.folding import Folded, joined_group, unfolded
 from lit_opt.preflight.lr_plot import text_plot
 from lit_opt.preflight.memory import gigabytes
-from lit_opt.preflight.placement import KINDS
 from lit_opt.preflight.plan import Plan
-from lit_opt.preflight.plan_transfer import COLUMNS, transfer_cells, transfer_table
+from lit_opt.preflight.plan_lines import fact_lines, flops_lines, rates, shape_text
+from lit_opt.preflight.plan_transfer import transfer_table
 
 _INDENT = (0, 0, 0, 2)
 # A reason has so many columns, or fewer where all are shorter; the name has the rest, and is broken where it is longer.
@@ -35,7 +34,7 @@ def plan_text(plan: Plan, *, rows: bool = False, width: int = 100) -> Renderable
         width: Columns of the plot.
     """
     title = Text.assemble(("Plan  ", "bold"), (plan.recipe, "bold cyan"), " for ", (plan.model, "bold cyan"))
-    parts: list[RenderableType] = [title, *(Padding(Text(line), _INDENT) for line in _facts(plan)), Text()]
+    parts: list[RenderableType] = [title, *(Padding(Text(line), _INDENT) for line in fact_lines(plan)), Text()]
     if plan.notes:
         parts += [_heading("Mind"), *(_bullet(note) for note in plan.notes), Text()]
     listed = _lines(plan, rows)
@@ -46,31 +45,13 @@ def plan_text(plan: Plan, *, rows: bool = False, width: int = 100) -> Renderable
     parts += [_heading(words), *_parameters(listed, width), Text()]
     parts += [_heading("Schedule"), *_schedule(plan, width), Text()]
     parts += [_heading("Memory per device"), *_memory(plan), Text()]
-    parts += [_heading("Operations of the optimizer"), *(Padding(Text(line), _INDENT) for line in _flops(plan)), Text()]
+    parts += [
+        _heading("Operations of the optimizer"),
+        *(Padding(Text(line), _INDENT) for line in flops_lines(plan)),
+        Text(),
+    ]
     parts += entry_sections(plan.values)
     return Group(*parts[:-1])
-
-
-def _facts(plan: Plan) -> Iterator[str]:
-    numbers, place, known = plan.parameters, plan.placement, plan.resolved.facts
-    yield f"{plan.summary}."
-    frozen = f", {numbers['frozen']:,} frozen" if numbers["frozen"] else ""
-    yield f"{numbers['trainable']:,} trainable numbers, {numbers['outside_embeddings']:,} outside of embeddings{frozen}"
-    devices = f"{place.devices:,} devices: {KINDS[place.kind]}" if place.devices > 1 else "1 device"
-    yield f"{devices}; precision {place.precision}"
-    if known.global_batch is not None:
-        counted = (known.loader_batch, known.accumulation)
-        line = f"global batch {known.global_batch:,}"
-        if None not in counted and known.data_parallel_size is not None:
-            line += (
-                f" = loader {counted[0]:,} x accumulation {counted[1]:,} x data-parallel {known.data_parallel_size:,}"
-            )
-        yield line
-    if known.tokens_per_batch is not None:
-        yield f"{known.tokens_per_batch:,} tokens a step"
-    if known.total_steps is not None:
-        epoch = f", {known.steps_per_epoch:,.0f} an epoch" if known.steps_per_epoch else ""
-        yield f"{known.total_steps:,} optimizer steps{epoch}"
 
 
 def _group_table(plan: Plan, listed: Sequence[Folded]) -> Table:
@@ -80,7 +61,7 @@ def _group_table(plan: Plan, listed: Sequence[Folded]) -> Table:
     for name, found in _by_group(listed).items():
         first, tensors = found[0], sum(f.count for f in found)
         numbers = sum(f.count * math.prod(f.shape) for f in found)
-        table.add_row(name, first.algorithm, _rates(found), short(first.weight_decay), f"{tensors:,}", f"{numbers:,}")
+        table.add_row(name, first.algorithm, rates(found), short(first.weight_decay), f"{tensors:,}", f"{numbers:,}")
     return table
 
 
@@ -90,15 +71,6 @@ def _by_group(listed: Sequence[Folded]) -> dict[str, list[Folded]]:
     for f in listed:
         groups.setdefault(f.group, []).append(f)
     return groups
-
-
-def _rates(found: Sequence[Folded]) -> str:
-    low, high = min(f.lr[0] for f in found), max(f.lr[1] for f in found)
-    return short(high) if low == high else f"{short(_rounded(low))} .. {short(_rounded(high))}"
-
-
-def _rounded(x: float) -> float:
-    return float(f"{x:.2e}")
 
 
 def _lines(plan: Plan, rows: bool) -> list[Folded]:
@@ -116,11 +88,11 @@ def _parameters(listed: Sequence[Folded], width: int) -> Iterator[RenderableType
     """One table a group, so that its columns need not repeat what the group says."""
     for name, found in _by_group(listed).items():
         first, tensors = found[0], sum(f.count for f in found)
-        heading = f": {first.algorithm}, lr {_rates(found)}, weight decay {short(first.weight_decay)}, "
+        heading = f": {first.algorithm}, lr {rates(found)}, weight decay {short(first.weight_decay)}, "
         heading += f"{tensors:,} tensor{'s' if tensors > 1 else ''}"
         yield Padding(Text.assemble((name, "bold cyan"), heading), _INDENT)
         table = Table.grid(padding=(0, 2, 0, 0))
-        shapes = [_shape(f.shape) for f in found]
+        shapes = [shape_text(f.shape) for f in found]
         counts = [f"x {f.count:,}" if f.count > 1 else "" for f in found]
         reasons = min(_REASON_WIDTH, max(len(f.reason) for f in found))
         names = max(30, width - 4 - 6 - max(map(len, shapes)) - max(map(len, counts)) - reasons)
@@ -145,10 +117,6 @@ def _at_dots(name: str, width: int) -> str:
             lines.append(line[:width])
             line = "  " + line[width:]
     return "\n".join([*lines, line])
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return " x ".join(f"{n}" for n in shape) or "scalar"
 
 
 def _schedule(plan: Plan, width: int) -> Iterator[RenderableType]:
@@ -205,42 +173,6 @@ def _memory(plan: Plan) -> Iterator[RenderableType]:
         yield _bullet(text)
 
 
-def _flops(plan: Plan) -> Iterator[str]:
-    flops = plan.flops
-    if flops is None:
-        yield "unknown: the optimizer has no registry row"
-        return
-    if flops.share is not None and flops.model is not None:
-        total = _power(flops.optimizer + flops.model)
-        yield f"{percent(flops.share)} of a device's operations in a step: {_power(flops.optimizer)} of {total}"
-    else:
-        yield f"{_power(flops.optimizer)} operations a step; the model's are unknown"
-    if flops.examples and max(flops.examples.values()) < 0.001:
-        yield f"  less than 0.1 % from {min(flops.examples):,} tokens a step on"
-        flops = replace(flops, examples={})
-    for tokens, share in flops.examples.items():
-        yield f"  with {tokens:,} tokens a step it would be {percent(share)}"
-    if flops.sent is not None:
-        yield f"for its matrices a device sends up to {gigabytes(flops.sent)} to others in a step"
-    yield from flops.how
-
-
-def percent(share: float) -> str:
-    """A share as a person reads it.
-
-    Example:
-        >>> percent(0.123), percent(0.0123), percent(0.00001)
-        ('12 %', '1.2 %', 'less than 0.1 %')
-    """
-    if share < 0.001:
-        return "less than 0.1 %"
-    return f"{100 * share:.0f} %" if share >= 0.1 else f"{100 * share:.2g} %"
-
-
-def _power(operations: int) -> str:
-    return short(float(f"{operations:.1e}"))
-
-
 def _heading(text: str) -> Text:
     return Text(text, style="bold underline")
 
@@ -259,82 +191,3 @@ def _table(*columns: tuple[str, bool]) -> Table:
     for name, right in columns:
         table.add_column(name, justify="right" if right else "left", overflow="fold", no_wrap=right)
     return table
-
-
-def plan_markdown(plan: Plan, *, rows: bool = False) -> str:
-    """The plan as Markdown.
-
-    Args:
-        plan: From `make_plan`.
-        rows: Every parameter instead of patterns.
-    """
-    lines = [f"# Plan of `{plan.recipe}` for {plan.model}", "", *(f"- {line}" for line in _facts(plan))]
-    if plan.notes:
-        lines += ["", "Mind:", "", *(f"- {note}" for note in plan.notes)]
-    listed = [unfolded(row) for row in plan.rows] if rows else plan.folded
-    lines += ["", "## Parameters", ""]
-    lines += _markdown_table(
-        ("parameter", "count", "shape", "group", "algorithm", "lr", "weight decay", "reason"),
-        [
-            (
-                f"`{f.pattern}`",
-                f"{f.count:,}",
-                _shape(f.shape),
-                f.group,
-                f.algorithm,
-                _rates([f]),
-                short(f.weight_decay),
-                f.reason,
-            )
-            for f in listed
-        ],
-    )
-    if plan.transfer:
-        lines += ["", "## Transfer from a small model", ""]
-        lines += _markdown_table(COLUMNS, [transfer_cells(row) for row in plan.transfer])
-    lines += ["", "## Schedule", ""]
-    if plan.resolved.schedule is None:
-        lines.append("Unknown, since the horizon is.")
-    else:
-        lines += _markdown_table(
-            ("step", "epoch", "samples", "tokens", "lr", "what"),
-            [
-                (
-                    f"{m.step:,}",
-                    "" if m.epoch is None else f"{m.epoch:,.2f}",
-                    "" if m.samples is None else f"{m.samples:,}",
-                    "" if m.tokens is None else f"{m.tokens:,}",
-                    short(float(f"{plan.resolved.lr * m.factor:.3g}")),
-                    m.what,
-                )
-                for m in plan.milestones
-            ],
-        )
-    lines += ["", "## Memory per device", ""]
-    if plan.memory.unknown:
-        lines.append(f"{plan.memory.unknown}.")
-    else:
-        lines += _markdown_table(
-            ("part", "size", "when", "how it was counted"),
-            [
-                (line.name, gigabytes(line.bytes), "CPU memory" if line.on_host else line.when, line.how)
-                for line in plan.memory.lines
-            ],
-        )
-        lines += [
-            "",
-            f"Held between steps: {gigabytes(plan.memory.held)}; in the optimizer's step: {gigabytes(plan.memory.peak)}. "
-            "An estimate, 1 GB is 10^9 bytes. Left out:",
-            "",
-            *(f"- {text}" for text in plan.memory.left_out),
-        ]
-    lines += ["", "## Operations of the optimizer", "", *(f"- {line.strip()}" for line in _flops(plan))]
-    return "\n".join([*lines, *entry_tables(plan.values)])
-
-
-def _markdown_table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    return [
-        f"| {' | '.join(head)} |",
-        f"|{'---|' * len(head)}",
-        *(f"| {' | '.join(markdown_cell(cell) for cell in row)} |" for row in rows),
-    ]
