@@ -53,6 +53,15 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "splus": {"lr": 0.2, **_BESIDE},
     "lion_zero_head": {"optimizer": "lion", "lr": 1e-3},  # what the initial head does to the logits' slope
     "signum_zero_head": {"optimizer": "signum", "lr": 1e-3},
+    "sgd_zero_head": {"optimizer": "sgd", "lr": 0.3},
+    "nesterov_zero_head": {"optimizer": "nesterov", "lr": 0.3},
+    "soap_zero_head": {"optimizer": "soap", "lr": 3e-3},
+    "splus_zero_head": {"optimizer": "splus", "lr": 0.2, **_BESIDE},
+    "adam_no_decay_zero_head": {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0},  # what L2 does to the adaptive kind
+    "amsgrad_no_decay_zero_head": {"optimizer": "amsgrad", "lr": 3e-3, "weight_decay": 0},
+    "nadam_zero_head": {"optimizer": "nadam", "lr": 3e-3},
+    "radam_zero_head": {"optimizer": "radam", "lr": 3e-3},  # with --steps 12: its first five steps are not Adam's
+    "rmsprop_no_decay_zero_head": {"optimizer": "rmsprop", "lr": 3e-4, "weight_decay": 0},
     "adamw_depth": {"optimizer": "adamw", "lr": 3e-3},
     "muon_depth": {"optimizer": "muon", "lr": 0.02, **_BESIDE},
 }
@@ -113,17 +122,23 @@ def report() -> str:
         "`without transfer` is the same model with branches that are not multiplied. From one block on the slopes are not flat "
         "(tried at width 32 and higher rates: up to +0.36 in the MLP), so a base needs two.",
         "",
-        "Beyond 0.1: adam and rmsprop, whose L2 decay is normalised with the gradient. The rule multiplies it by the width, as "
+        "Beyond 0.1: adam, amsgrad and rmsprop, whose L2 decay is normalised with the gradient. The rule multiplies it by the width, as "
         "microsoft/mup does, and then it crowds out the gradient of wide models; take adamw, or no decay. A rule by the size of "
         "the gradient's entries was tried and not kept: adam -0.16, rmsprop +0.32.",
         "",
         "lion and signum are beyond it in the head alone. The change of the logits has a part that stays, from the head's own "
         "steps, and one from the initial head times the change of what it sees, which falls as 1 / sqrt(width): from 256 on "
         "(from_256/lion.json) its squares 0.213, 0.156 and 0.124 are near 0.098 + 29.4 / width. With a head that starts at 0 "
-        "(lion_zero_head, signum_zero_head) the slope there is 0.00, and all are within 0.1. sgd's head goes the same way. A larger base "
+        "(lion_zero_head, signum_zero_head) the slope there is 0.00, and all are within 0.1. sgd and nesterov go the same way. A larger base "
         "does not help where weights start at 0.02, since its head is larger: from 256 to 1024 lion -0.20, signum -0.20, sgd -0.25, "
-        "nesterov -0.22 (from_256). sgd's and nesterov's other layers beyond 0.1 differ by about as much or more between seeds. soap and splus "
-        "were not looked into.",
+        "nesterov -0.22 (from_256). sgd's and nesterov's other layers beyond 0.1 differ by about as much or more between seeds. "
+        "soap and splus are beyond it in blocks, and within it with a head that starts at 0, too; why was not looked into.",
+        "",
+        "radam's first five steps divide by nothing, so that Adam's rule makes them too short by the width (-1.05 after three "
+        "steps); after twelve (radam_zero_head) that is over.",
+        "",
+        "So with a head that starts at 0, which muP's authors advise, and without L2 in an adaptive method's gradient all are within 0.1, "
+        "radam after its first steps.",
         "",
         "| optimizer | widths | seeds | worst slope with the transfer | layer | worst without | s of CPU |",
         "|---|---|---:|---:|---|---:|---:|",
