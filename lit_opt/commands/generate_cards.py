@@ -1,14 +1,16 @@
 """Write docs/cards anew from the registry, the recipes and what was measured: `python -m lit_opt.commands.generate_cards`.
 
-It reads docs/methods.md and benchmarks/results of a checkout, and is run in one (`make cards`).
+It reads docs/methods.md, benchmarks/results and benchmarks/evidence of a checkout, and is run in one (`make cards`).
 """
 
 from __future__ import annotations
 
+import json
 import re
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from lit_opt.explain.cards import Evidence, optimizer_card, optimizer_index, recipe_card, recipe_index
 from lit_opt.explain.shipped_configs import shipped_configs
@@ -27,8 +29,12 @@ def cards(checkout: Path = CHECKOUT) -> dict[str, str]:
     """
     head, methods, notes = _methods((checkout / "docs" / "methods.md").read_text(encoding="utf-8"))
     results = {
-        path.name: path.read_text(encoding="utf-8") for path in sorted((checkout / "benchmarks/results").glob("*.md"))
+        f"results/{path.name}": path.read_text(encoding="utf-8")
+        for path in sorted((checkout / "benchmarks/results").glob("*.md"))
     }
+    compared = [
+        json.loads(path.read_text()) for path in sorted((checkout / "benchmarks/evidence").glob("*/results.json"))
+    ]
     pages = {"optimizers/index.md": optimizer_index(ROWS), "recipes/index.md": recipe_index()}
     for row in ROWS:
         words = dict(zip(head, methods.get(row.name, ()), strict=False))
@@ -38,7 +44,9 @@ def cards(checkout: Path = CHECKOUT) -> dict[str, str]:
     cells = strategy_cells()
     for name in list_recipes():
         mine = [cell for cell in cells if cell.recipe == name]
-        text = recipe_card(get_recipe(name), mine, list(shipped_configs()), _trained(results, name))
+        text = recipe_card(
+            get_recipe(name), mine, list(shipped_configs()), _trained(results, name) + _compared(compared, name)
+        )
         pages[f"recipes/{name.replace('/', '-')}.md"] = text
     return pages
 
@@ -86,6 +94,28 @@ def _trained(results: Mapping[str, str], recipe: str) -> list[Evidence]:
             if mine:
                 found.append(Evidence(file=file, title=_title(text), head=(head, line), rows=mine))
     return found
+
+
+def _compared(comparisons: Iterable[Mapping[str, Any]], recipe: str) -> list[Evidence]:
+    """The verdicts of `lit-opt compare` in which the recipe is an arm or the baseline."""
+    rows = []
+    for found in comparisons:
+        protocol = found["protocol"]
+        base = protocol["baseline"]
+        for arm, one in found["comparisons"].items():
+            if recipe in (arm, base):
+                final = [f"{found['arms'][name]['final']['mean']:.4g}" for name in (arm, base)]
+                rows.append(
+                    f"| {arm} | {base} | {protocol['metric']} | {' | '.join(final)} | {one['said']} | "
+                    f"{protocol['budget_steps']} | {protocol['trials']} | {protocol['seeds']} |"
+                )
+    head = (
+        "| arm | against | metric | arm's mean | other's mean | verdict | steps | trials | seeds |",
+        "|---|---|---|---|---|---|---|---|---|",
+    )
+    return (
+        [Evidence(file="evidence/README.md", title="Our own comparisons", head=head, rows=tuple(rows))] if rows else []
+    )
 
 
 def _title(text: str) -> str:

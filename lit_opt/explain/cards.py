@@ -6,6 +6,7 @@ left out. `python -m lit_opt.commands.generate_cards` (`make cards`) writes docs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,17 +27,17 @@ _SHAPE = (1024, 1024)
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Rows about a method in one file of benchmarks/results.
+    """Rows about a method in one file of benchmarks.
 
     Args:
-        file: Its name.
+        file: Its path below benchmarks.
         title: Its heading.
         head: The line with the names of the columns, and the line below it.
         rows: The lines about the method.
 
     Example:
-        >>> Evidence(file="muon_step.md", title="One Muon step").file
-        'muon_step.md'
+        >>> Evidence(file="results/muon_step.md", title="One Muon step").file
+        'results/muon_step.md'
     """
 
     file: str
@@ -214,7 +215,7 @@ def _recipes_with(row: OptimizerRow) -> list[str]:
 def _keywords(row: OptimizerRow) -> list[str]:
     def allowed(key: str) -> str:
         low = row.limits.get(key)
-        return ", ".join(row.choices.get(key, ())) or (f"from {low[0]:g} to below {low[1]:g}" if low else "")
+        return ", ".join(row.choices.get(key, ())) or (_bounds(*low) if low else "")
 
     lines = ["| keyword | default | allowed |", "| --- | --- | --- |"]
     for key, value in row.hyperparameters.items():
@@ -223,6 +224,10 @@ def _keywords(row: OptimizerRow) -> list[str]:
     if row.fixed:
         lines += ["", f"Always set: {', '.join(f'`{key}={short(value)}`' for key, value in row.fixed.items())}."]
     return lines
+
+
+def _bounds(low: float, high: float) -> str:
+    return f"{low:g} or more" if high == math.inf else f"from {low:g} to below {high:g}"
 
 
 def _published(row: OptimizerRow) -> list[str]:
@@ -276,7 +281,7 @@ def _where(cells: Iterable[Cell]) -> list[str]:
 
 
 def _links(evidence: Sequence[Evidence]) -> list[str]:
-    links = [f"- [{e.title}](../../../benchmarks/results/{e.file})" for e in evidence]
+    links = [f"- [{e.title}](../../../benchmarks/{e.file})" for e in evidence]
     return ["Ours, losses included:", "", *links] if links else ["None of ours."]
 
 
@@ -285,7 +290,7 @@ def _quoted(evidence: Sequence[Evidence]) -> list[str]:
         return ["None of ours."]
     lines = []
     for e in evidence:
-        lines += [f"[{e.title}](../../../benchmarks/results/{e.file}):", "", *e.head, *e.rows, ""]
+        lines += [f"[{e.title}](../../../benchmarks/{e.file}):", "", *e.head, *e.rows, ""]
     return lines[:-1]
 
 
