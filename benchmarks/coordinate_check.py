@@ -57,7 +57,11 @@ OPTIMIZERS: dict[str, dict[str, Any]] = {
     "nesterov_zero_head": {"optimizer": "nesterov", "lr": 0.3},
     "soap_zero_head": {"optimizer": "soap", "lr": 3e-3},
     "splus_zero_head": {"optimizer": "splus", "lr": 0.2, **_BESIDE},
-    "adam_no_decay_zero_head": {"optimizer": "adam", "lr": 3e-3, "weight_decay": 0},  # what L2 does to the adaptive kind
+    "adam_no_decay_zero_head": {
+        "optimizer": "adam",
+        "lr": 3e-3,
+        "weight_decay": 0,
+    },  # what L2 does to the adaptive kind
     "amsgrad_no_decay_zero_head": {"optimizer": "amsgrad", "lr": 3e-3, "weight_decay": 0},
     "nadam_zero_head": {"optimizer": "nadam", "lr": 3e-3},
     "radam_zero_head": {"optimizer": "radam", "lr": 3e-3},  # with --steps 12: its first five steps are not Adam's
