@@ -255,7 +255,7 @@ NOTES = [
     "- **AdamW**: with the transfer the best rate stays within 0.7 grid steps, over widths of 32 to 256 and two to four blocks. Without "
     "it, it is 2.9 steps lower at width 256. Training there with the base's rate costs 0.07 nats per byte with the transfer (0.09 with "
     "four blocks) and 0.31 without.",
-    "- **Muon** with AdamW beside it at the matrices' rate, which the base likes (`muon_tuned`): 0.1 steps with the transfer, 1.0 or more "
+    "- **Muon** with AdamW beside it at the matrices' rate, which the base likes (`muon_tuned`): 0.1 steps with the transfer, 1.1 "
     "without. Width 256 reaches 2.16 with it and 2.25 without.",
     "- **Muon** with AdamW beside it at a quarter of that rate, which the base likes less (2.44 against 2.33): 0.3 steps with the transfer, "
     "0.7 without. Its scale `original` follows the spectral condition already, so that the matrices' best rate hardly moves by itself.",
