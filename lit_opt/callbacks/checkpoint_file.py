@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from lit_opt.callbacks.moments_by_name import moments_by_name
 from lit_opt.callbacks.patches import Patches
 from lit_opt.errors import RecipeError
 
@@ -160,7 +161,11 @@ def guard_files(patches: Patches, strategy: Any, owner: object) -> None:
     before_load = strategy.load_checkpoint
 
     def load_checkpoint(self: Any, checkpoint_path: Any, *args: Any, **kwargs: Any) -> Any:
-        return _loaded(lambda: before_load(checkpoint_path, *args, **kwargs), checkpoint_path)
+        def load() -> Any:
+            with moments_by_name(strategy, checkpoint_path):
+                return before_load(checkpoint_path, *args, **kwargs)
+
+        return _loaded(load, checkpoint_path)
 
     before_weights = strategy.load_model_state_dict
 

@@ -83,11 +83,7 @@ def strategy(kind: str) -> dict[str, Any]:
 
 
 def main(folder: Path) -> None:
-    """Each method under each strategy: a run that saves half way, and one that resumes.
-
-    DDP resumes what one process saved. FSDP2 resumes its own: Lightning gives the moments of a checkpoint without names to
-    parameters in the module's order, which is not that of groups (2.6.6, fabric/strategies/model_parallel.py).
-    """
+    """Each method under each strategy: a run that saves half way, and two that resume, what it saved and what one process saved."""
     rank = int(os.environ.get("LOCAL_RANK", 0))
     share_meshes()
     for kind in STRATEGIES:
@@ -95,8 +91,8 @@ def main(folder: Path) -> None:
             try:
                 saved = folder / f"{kind}.{method}.ckpt"
                 result = {"straight": fit(method, strategy(kind), SaveAt(saved, STEPS // 2))}
-                start = folder / f"alone.{method}.ckpt" if kind == "ddp" else saved
-                result["resumed"] = fit(method, strategy(kind), ckpt_path=start)
+                result["resumed"] = fit(method, strategy(kind), ckpt_path=saved)
+                result["from one"] = fit(method, strategy(kind), ckpt_path=folder / f"alone.{method}.ckpt")
             except BaseException:
                 result = {"error": {"trace": traceback.format_exc()}}
             torch.save(result, folder / f"{kind}.{method}.{rank}.pt")

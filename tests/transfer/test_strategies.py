@@ -42,6 +42,7 @@ def test_two_processes_are_one_and_resume_one_another(folder: Path, kind: str, m
         assert "error" not in result, result["error"]["trace"]
         same(result["straight"], alone)
         same(result["resumed"], alone)
+        same(result["from one"], alone)
     same(fit(method, {}, ckpt_path=folder / f"{kind}.{method}.ckpt"), alone)
 
 
