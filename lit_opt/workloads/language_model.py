@@ -29,12 +29,11 @@ class LanguageModel(LightningModule):
         heads: Attention heads; they divide `width` into parts of even size.
         mlp_width: Inner size of each block's gated MLP.
         context: Most bytes that it can look back on; at least the `seq_len` of the data.
-        weights: Start from the checkpoint of another run of this model; its averages where it has them. Shapes do not show
-            heads and residual_scale: give those of that run.
+        weights: Start from the checkpoint of another run of this model; its averages where it has them.
         lora_rank: Train adapters of this rank beside all linear layers but the head (peft's LoRA, with alpha twice
             the rank) and freeze everything else; 0 trains the model itself.
         residual_scale: Multiplies what attention and MLP of each block add. For `Transfer(depth=True)`: blocks of the small
-            model / blocks.
+            model / blocks. `weights` do not show it, nor `heads`: give those of their run.
 
     Raises:
         RecipeError: An argument is out of range, the weights do not fit, or transformers (for adapters peft) is not
@@ -94,13 +93,13 @@ class LanguageModel(LightningModule):
                 eos_token_id=None,
             )
         )
+        if weights is not None:
+            load_weights(self, weights)
         if self.residual_scale != 1.0:
             # Llama's blocks have no such factor; their branches are modules, and a hook multiplies what these give.
             for block in self.model.model.layers:
                 for branch in (block.self_attn, block.mlp):
                     branch.register_forward_hook(partial(_multiplied, self.residual_scale))
-        if weights is not None:
-            load_weights(self, weights)
         if lora_rank:
             self._add_adapters(lora_rank, on_random_weights=weights is None)
 
