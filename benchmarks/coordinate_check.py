@@ -136,9 +136,9 @@ def report() -> str:
         "(lion_zero_head, signum_zero_head) the slope there is 0.00, and all are within 0.1. sgd and nesterov go the same way. A larger base "
         "does not help where weights start at 0.02, since its head is larger: from 256 to 1024 lion -0.20, signum -0.20, sgd -0.25, "
         "nesterov -0.22 (from_256). sgd's and nesterov's other layers beyond 0.1 differ by about as much or more between seeds. "
-        "soap and splus are beyond it in blocks, and within it with a head that starts at 0, too; why was not looked into.",
+        "soap is beyond it in a block, and within it with a head that starts at 0, too; why was not looked into.",
         "",
-        "radam's first five steps divide by nothing, so that Adam's rule makes them too short by the width (-1.05 after three "
+        "radam's first five steps divide by nothing, so that Adam's rule makes them too short by the width (a slope near -1 after three "
         "steps); after twelve (radam_zero_head) that is over.",
         "",
         "So with a head that starts at 0, which muP's authors advise, and without L2 in an adaptive method's gradient all are within 0.1, "
