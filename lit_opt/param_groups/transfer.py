@@ -35,6 +35,14 @@ CLIPPED = (
     "transfer: the gradient of the head grows as sqrt(width), and with it the norm that is clipped. {0}'s steps follow the size of "
     "the gradient, so clipping makes those of wide models smaller. Tune and train with clip=0."
 )
+DECAYED = (
+    "transfer: {0} normalises its L2 weight decay together with the gradient, whose entries fall with the width, so decay crowds out "
+    "the gradient of wide models (benchmarks/results/coordinate_check). Take adamw, or weight_decay=0."
+)
+HEAD = (
+    "transfer: with {0} the change of the logits keeps a part of the initial head, which falls with the width. A head that starts at "
+    "0 has none of it (benchmarks/results/coordinate_check)."
+)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -168,9 +176,11 @@ def transferred(
     tied = [info.aliases[0] for info in infos if info.role == "embedding" and info.aliases]
     notes = [ASSUMED] if asked.width else []
     notes += [TIED.format(repr(tied[0]))] if tied and asked.width else []
-    notes += (
-        [CLIPPED.format(method)] if asked.width and resolved.clip is not None and method in ("sgd", "nesterov") else []
-    )
+    if asked.width:
+        clipped = resolved.clip is not None and method in ("sgd", "nesterov")
+        decayed = method in ("adam", "amsgrad", "rmsprop") and any(item.row.weight_decay for item in moved)
+        said = {CLIPPED: clipped, DECAYED: decayed, HEAD: method in ("nesterov", "lion", "signum")}
+        notes += [note.format(method) for note, holds in said.items() if holds]
     first = {item.row.group: item.order for item in sorted(moved, key=lambda item: item.order, reverse=True)}
     return moved, sorted(rows.values(), key=lambda row: first[row.group]), notes
 

@@ -216,6 +216,17 @@ def test_clipping_that_depends_on_the_width_is_said() -> None:
         assert not any("clip=0" in note for note in found.notes)
 
 
+def test_what_does_not_transfer_of_a_method_is_said() -> None:
+    asked = Transfer(base=lambda: Model(16))
+    notes = {
+        name: " ".join(groups(Model(64), asked, optimizer=name, lr=0.1, weight_decay=0.1).notes)
+        for name in ("adam", "adamw", "lion")
+    }
+    assert "L2" in notes["adam"] and "starts at 0" in notes["lion"]
+    assert "L2" not in notes["adamw"] + notes["lion"] and "starts at 0" not in notes["adamw"] + notes["adam"]
+    assert "L2" not in " ".join(groups(Model(64), asked, optimizer="adam", lr=0.1, weight_decay=0.0).notes)
+
+
 def test_the_norm_of_the_gradient_grows_with_the_head() -> None:
     """What that note says, on random labels: with muP's weights the norm grows as sqrt(width), by the head alone."""
     norms = {}
