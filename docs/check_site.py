@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import threading
+import time
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -93,6 +94,9 @@ def walk(site: Path, pages: list[str], pictures: Path | None) -> list[str]:
                         chrome.get(base + name)
                     try:
                         seen = chrome.execute_async_script(LOOK, width)
+                        if seen["wide"] > 0:  # seen once in 130 pages, and gone on a second look
+                            time.sleep(1)
+                            seen = chrome.execute_async_script(LOOK, width)
                     except TimeoutException:
                         faults.append(f"{name}: not settled after {PATIENCE} s at {width}")
                         continue

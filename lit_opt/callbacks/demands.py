@@ -30,6 +30,7 @@ def demand_problems(resolved: ResolvedRecipe, trainer: Any, module: Any, *, opti
     if getattr(trainer.precision_plugin, "precision", "") == "bf16-true":
         precision = "bf16-true"
     problems = refusals(resolved, strategy_kind(trainer), precision, optimizer=optimizer)
+    problems += clip_problems(resolved, module)
     if optimizer:
         problems += exact_problems(resolved, trainer, module) + sparse_problems(resolved, module)
         problems += complex_problems(resolved, module)
@@ -89,13 +90,39 @@ def complex_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
     """
     if not isinstance(resolved.optimizer, str) or get_row(resolved.optimizer).provider == "torch":
         return []
-    found = [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
+    found = _complex(module)
     if not found:
         return []
     return [
         f"optimizer: {resolved.optimizer} takes real parameters, and these are complex: {', '.join(found[:3])}. Hold real and imaginary "
         "part as a last dimension of 2 (torch.view_as_complex in the forward), or take an optimizer of torch, such as 'adamw'."
     ]
+
+
+def clip_problems(resolved: ResolvedRecipe, module: Any) -> list[str]:
+    """Complex parameters under clipping by value: torch has no clamp for them.
+
+    Args:
+        resolved: The recipe's numbers.
+        module: Any torch module.
+
+    Example:
+        >>> from lit_opt.recipes import get_recipe
+        >>> from lit_opt.resolve import preview
+        >>> clip_problems(preview(get_recipe("llm")), torch.nn.Linear(2, 2, dtype=torch.complex64))
+        []
+    """
+    found = _complex(module) if resolved.clip is not None and resolved.clip.kind == "value" else []
+    if not found:
+        return []
+    return [
+        f"clip: kind 'value' has no meaning for complex parameters, and these are: {', '.join(found[:3])}. Clip by the norm, "
+        "ClipSpec(limit=1.0), or take clip=0."
+    ]
+
+
+def _complex(module: Any) -> list[str]:
+    return [name for name, p in module.named_parameters() if p.is_complex() and p.requires_grad]
 
 
 def left_out(optimizer: Optimizer, module: Any) -> list[str]:

@@ -10,7 +10,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from torch.utils.data import DataLoader
 
-from lit_opt import EMASpec, OptimizerMonitor, Recipe
+from lit_opt import ClipSpec, EMASpec, OptimizerMonitor, Recipe
 from lit_opt.callbacks.ema import EMA
 from lit_opt.errors import RecipeError
 from tests.callbacks.modules import Endless, Net, StatefulLoader, fit, loader, snapshot, trainer
@@ -36,6 +36,12 @@ def recipe(name: str, **more: Any) -> Recipe:
     setting, given = RECIPES[name]
     averages = {} if name == "schedule_free" else {"ema": EMASpec(decay=0.8, warmup=False)}
     return Recipe(setting, **(given | averages | more))
+
+
+def test_complex_parameters_are_not_clipped_by_value() -> None:
+    """torch's clamp does not know them; found by the fuzz."""
+    with pytest.raises(RecipeError, match="and these are: matrix, vector"):
+        fit(unusual.Complex(), recipe("adamw", clip=ClipSpec(limit=0.5, kind="value")))
 
 
 def plain_loop(kind: type[Net], name: str) -> tuple[Net, list[torch.Tensor]]:
