@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
@@ -31,8 +30,6 @@ def moments_by_name(strategy: Any, path: Any) -> Iterator[None]:
         >>> with moments_by_name(None, "last.ckpt"):
         ...     pass
     """
-    from torch.distributed.fsdp import FullyShardedDataParallel
-
     sharded = type(strategy).__name__ in ("ModelParallelStrategy", "FSDPStrategy")
     if not sharded or "://" in str(path) or not Path(path).is_file():
         yield
@@ -45,6 +42,8 @@ def moments_by_name(strategy: Any, path: Any) -> Iterator[None]:
     if not groups or len(saved.get("optimizer_states", ())) != 1:
         yield
         return
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
     names = [name for group in groups for name in group["params"]]
     before = FullyShardedDataParallel.rekey_optim_state_dict
 
@@ -52,8 +51,11 @@ def moments_by_name(strategy: Any, path: Any) -> Iterator[None]:
         named = with_names(state, names)
         return before(state, key_type, *args, **kwargs) if named is None else named
 
-    with mock.patch.object(FullyShardedDataParallel, "rekey_optim_state_dict", staticmethod(rekey)):
+    FullyShardedDataParallel.rekey_optim_state_dict = staticmethod(rekey)  # type: ignore[method-assign, assignment]
+    try:
         yield
+    finally:
+        FullyShardedDataParallel.rekey_optim_state_dict = staticmethod(before)  # type: ignore[method-assign]
 
 
 def with_names(state: Mapping[str, Any], names: Sequence[str]) -> dict[str, Any] | None:
