@@ -3,7 +3,7 @@
 With Lightning 2.6 and a plain `DataLoader(shuffle=True)` an optimizer that draws a random number, another dropout or one
 layer more changes the order of the data from the second epoch on, since all draw from one global generator. Here the
 loader gets a generator of its own, and the global ones are seeded before each batch is fetched: what the module draws when
-the batch is brought to its device follows from there. Before its first pass they are seeded again (`Observer.before_pass`).
+the batch is brought to its device follows from there. Before each pass they are put right again (`Observer.before_pass`).
 """
 
 from __future__ import annotations

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import random
 import time
 from typing import Any
 
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
 
@@ -13,7 +15,7 @@ from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
 from lit_opt.comparison.facts import facts_before
 from lit_opt.comparison.records import Reading
-from lit_opt.comparison.seeds import seed_all, stream, streams
+from lit_opt.comparison.seeds import seed_all, seed_torch, stream, streams
 from lit_opt.errors import RecipeError
 
 # A run has diverged when its loss is that many times the first one for that share of the budget, or is not finite.
@@ -110,6 +112,7 @@ class Observer(Callback):
         self._fresh = True
         self._noise = streams(seed, "noise", first=1)
         self._seed_of_noise = 0
+        self._kept: tuple[Any, Any] | None = None
 
     # ---- training
 
@@ -124,8 +127,17 @@ class Observer(Callback):
         self.before = facts_before(trainer, pl_module, self.recipe)
         self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
 
+    def before_step(self) -> None:
+        """Keep what the optimizer might change before a pass: the generators of Python and numpy.
+
+        None of the registry's draws from these, so where it takes one pass a batch they stand as the loader left them.
+        """
+        named = self.recipe.run is not None and isinstance(self.recipe.run.resolved.optimizer, str)
+        if not named or self.batches < 2 or self.passes > self.batches:
+            self._kept = random.getstate(), np.random.get_state()
+
     def before_pass(self, batch: Any) -> None:
-        """Count a new batch, and seed the global generators: alike for all passes of a batch, as SAM has one dropout mask.
+        """Count a new batch, and put the generators right: alike for all passes of a batch, as SAM has one dropout mask.
 
         Args:
             batch: What training_step gets.
@@ -135,7 +147,10 @@ class Observer(Callback):
             self.samples += first_dimension(batch)
             self.batches += 1
             self._seed_of_noise = next(self._noise)
-        seed_all(self._seed_of_noise)
+        seed_torch(self._seed_of_noise)
+        if self._kept is not None:
+            random.setstate(self._kept[0])
+            np.random.set_state(self._kept[1])
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
         """Count the passes, and keep the loss for the next look."""
@@ -145,7 +160,7 @@ class Observer(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Time the step, and look whether the run has diverged."""
-        self._fresh = True
+        self._fresh, self._kept = True, None
         step = trainer.global_step
         if step == self.step:
             return  # accumulating

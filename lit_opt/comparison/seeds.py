@@ -48,8 +48,7 @@ def stream(seed: int, *parts: int | str) -> int:
 def streams(seed: int, use: str, first: int = 0) -> Iterator[int]:
     """`stream(seed, use, first)`, `stream(seed, use, first + 1)` and so on.
 
-    They are made 64 at a time: one by one each would find the caches cold after a training step, 14 microseconds and not 1
-    (benchmarks/results/compare_overhead.md).
+    They are made 64 at a time: one by one each would find the caches cold after a training step, 14 microseconds and not 1.
 
     Example:
         >>> made = streams(0, "noise", first=1)
@@ -69,6 +68,16 @@ def seed_all(seed: int) -> None:
     """
     random.seed(seed)
     np.random.seed(seed)
+    seed_torch(seed)
+
+
+def seed_torch(seed: int) -> None:
+    """Seed torch's global generators, on the CPU and on the accelerator in use.
+
+    Example:
+        >>> seed_torch(1); a = torch.rand(1); seed_torch(1); bool(torch.rand(1) == a)
+        True
+    """
     # torch.manual_seed notes the whole call stack for every device that is not in use yet: milliseconds.
     torch.default_generator.manual_seed(seed)
     if torch.cuda.is_initialized():

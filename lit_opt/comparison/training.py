@@ -207,21 +207,26 @@ def seed_noise(module: LightningModule, observer: Observer) -> None:
     """Seed the model's noise inside the optimizer's step: it may draw numbers before it calls the closure.
 
     Args:
-        module: Its training_step is wrapped.
+        module: Its training_step and optimizer_step are wrapped.
         observer: Knows the batch, and its seed.
 
     Example:
         >>> seed_noise.__name__  # what it does shows in a fit; see `train`
         'seed_noise'
     """
-    step = module.training_step
+    one_pass, one_step = module.training_step, module.optimizer_step
 
-    @functools.wraps(step)
+    @functools.wraps(one_pass)
     def training_step(*args: Any, **kwargs: Any) -> Any:
         observer.before_pass(args[0] if args else None)
-        return step(*args, **kwargs)
+        return one_pass(*args, **kwargs)
 
-    module.training_step = training_step  # type: ignore[method-assign]
+    @functools.wraps(one_step)
+    def optimizer_step(*args: Any, **kwargs: Any) -> Any:
+        observer.before_step()
+        return one_step(*args, **kwargs)
+
+    module.training_step, module.optimizer_step = training_step, optimizer_step  # type: ignore[method-assign]
 
 
 def _inject(loaders: Any, seed: int) -> None:

@@ -129,6 +129,37 @@ def test_both_passes_of_sam_have_one_dropout_mask():
     assert len(seen) == 2 * STEPS and seen[::2] == seen[1::2] and len(set(seen)) == STEPS
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_numbers_of_python_and_numpy_are_the_same_in_every_arm(dropout):
+    """A module may mix its batches with numpy, as timm's Mixup does; Drawing draws before its closure, and others evaluate twice."""
+    seen: dict[str, list[Any]] = {}
+    keywords = {"optimizer": Drawing, "weight_decay": 0.0}
+    arms = {
+        "llm": {},
+        "drawing": keywords,
+        "cnn/sam": {},
+        "mars": {"optimizer": "mars_m", "optimizer_kwargs": {"variant": "exact"}},
+    }
+    for arm, given in arms.items():
+        drawn = seen[arm] = []
+
+        class Mixed(Net):
+            def on_train_batch_start(self, batch, batch_idx, drawn=drawn):
+                drawn.append([random.random(), np.random.rand()])
+
+            def training_step(self, batch, batch_idx, drawn=drawn):
+                drawn[-1] += [random.random(), np.random.rand()]
+                return super().training_step(batch, batch_idx)
+
+        run(arm if arm in ("llm", "cnn/sam") else "llm", keywords=given, module=lambda cls=Mixed: cls(dropout=dropout))
+    base = seen.pop("llm")
+    assert len({tuple(numbers) for numbers in base}) == STEPS and {len(numbers) for numbers in base} == {4}
+    for arm, drawn in seen.items():
+        assert [numbers[:4] for numbers in drawn] == base, arm
+        assert all(numbers[2:4] == again for numbers in drawn if (again := numbers[4:])), arm
+    assert {len(numbers) for numbers in seen["cnn/sam"]} == {6} and [len(n) for n in seen["mars"]][-1] == 6
+
+
 def test_noise_of_a_dataset_does_not_reach_the_model_nor_the_other_way():
     class Noisy(Data):
         def train_dataloader(self):

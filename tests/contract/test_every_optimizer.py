@@ -7,10 +7,12 @@ themselves can take part.
 import copy
 import io
 import pickle
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -135,6 +137,25 @@ def closure_of(module: nn.Module, optimizer: Optimizer, x: Tensor, y: Tensor, ch
         return total
 
     return closure
+
+
+@every_optimizer
+def test_nothing_is_drawn_from_python_and_numpy_before_the_model_is_evaluated(name):
+    """A comparison relies on it: there a step's noise in the module must be the same under every optimizer."""
+    module = network()
+    optimizer, seen = build_for(name, module), []
+    inside = closure_of(module, optimizer, *batch())
+
+    def closure() -> Tensor:
+        seen.append((random.getstate(), np.random.get_state(legacy=False)["state"]["pos"]))
+        return inside()
+
+    for _ in range(12):
+        np.random.rand()
+        before = (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"])
+        optimizer.step(closure)
+        assert seen[0] == before
+        seen.clear()
 
 
 def train(module: nn.Module, optimizer: Optimizer, steps: int, first: int = 0, scheduler: Any = None) -> list[float]:
