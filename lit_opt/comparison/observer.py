@@ -62,7 +62,7 @@ class Observer(Callback):
         eval_steps: The steps after which it is evaluated.
         seed: Of the run.
         timeout: Seconds that the run may take.
-        stop_after: For a rehearsal: optimizer steps after which it ends.
+        stop_after: For a rehearsal: optimizer steps after which it ends. It does not diverge: a run of the search may.
         evaluates_at_stop: It is evaluated then.
 
     Example:
@@ -195,7 +195,7 @@ class Observer(Callback):
         for place, loss in enumerate(losses, 1):
             fine = self._initial is None or self._initial <= 0 or loss <= DIVERGED_FACTOR * self._initial
             self._bad = math.inf if not math.isfinite(loss) else 0.0 if fine else self._bad + 1
-            if self._bad >= allowed:
+            if self._bad >= allowed and self.stop_after is None:
                 raise Diverged(self._why(allowed, self.step - int((len(losses) - place) / a_step)))
 
     def _why(self, allowed: float, step: int) -> str:

@@ -118,6 +118,13 @@ def _rehearse(
         # Somebody else's model may not bear being counted; whatever is wrong beside that comes up again.
         counter = PassCounter()
         callback, observer = _few_steps(task, recipe, keywords, budget, metric, seed, (), counts)
+    if observer.first_loss is not None and not math.isfinite(observer.first_loss):
+        raise RecipeError(
+            [
+                f"loss: that of the first batch is {observer.first_loss:g}, before any step was taken, so no optimizer can help. "
+                "Look at the batch and at training_step; torch.autograd.set_detect_anomaly(True) names the operation."
+            ]
+        )
     assert callback.resolved is not None and callback.optimizer is not None
     resolved = callback.resolved
     start = {"lr": resolved.lr, "weight_decay": resolved.weight_decay}

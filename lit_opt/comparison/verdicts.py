@@ -127,13 +127,19 @@ def _unequal_budget(protocol: Protocol, runs: Sequence[Run], arm: str, study: in
 
 
 def _unfinished(protocol: Protocol, runs: Sequence[Run], name: str) -> list[str]:
-    seen = Counter(run.study for run in of_arm(runs, name, "confirm"))
-    return [
-        f"confirmation not finished: {seen[study]} of {protocol.seeds} seeds of {name}"
-        + (f" in study {study}" if protocol.studies > 1 else "")
-        for study in range(protocol.studies)
-        if seen[study] < protocol.seeds
-    ]
+    found = []
+    for study in range(protocol.studies):
+        seen = len(of_arm(runs, name, "confirm", study))
+        if seen >= protocol.seeds:
+            continue
+        ends = Counter(run.state for run in of_arm(runs, name, "tune", study))
+        within = f" in study {study}" if protocol.studies > 1 else ""
+        if ends.total() >= protocol.trials and winner(protocol, runs, name, study) is None:
+            states = ", ".join(f"{n} {state}" for state, n in sorted(ends.items()))
+            found.append(f"nothing to confirm: no trial of {name} has a finite result{within} ({states})")
+        else:
+            found.append(f"confirmation not finished: {seen} of {protocol.seeds} seeds of {name}{within}")
+    return found
 
 
 def compare_arms(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import signal
 from pathlib import Path
 from typing import Any, cast
@@ -304,6 +305,18 @@ class Partial(Net):
         self.layers[0].requires_grad_(recipe.spec.name == "llm")
 
 
+class NotFinite(Net):
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * math.nan
+
+
+class Falls(Net):
+    """Its loss is not finite from the third batch on, whatever the optimizer does."""
+
+    def training_step(self, batch, batch_idx):
+        return super().training_step(batch, batch_idx) * (math.nan if batch_idx >= 2 else 1.0)
+
+
 class Patient(Net):
     """As many people write it: it stops where the loss does not fall any more."""
 
@@ -316,6 +329,7 @@ class Patient(Net):
     [
         (Patient, Data, {}, "Patient: its configure_callbacks brings EarlyStopping"),
         (Manual, Data, {}, "automatic_optimization is False (manual optimization)"),
+        (NotFinite, Data, {}, "loss: that of the first batch is nan, before any step was taken"),
         (Silent, Data, {}, "metric: which logged name decides? Nothing is logged in validation. Give metric="),
         (Two, Data, {}, "Logged are: a_loss, b_loss. Give metric="),
         (Net, Data, {"metric": "val_acc"}, "metric: 'val_acc' was not logged in validation; logged were: val_loss"),
@@ -339,6 +353,15 @@ def test_what_cannot_be_compared_is_said_in_one_message(module, data, change, wo
     with pytest.raises(RecipeError) as refused:
         compare(module, data, **(SMALL | change), out=tmp_path / "out")
     assert words.lower() in str(refused.value).lower()
+
+
+def test_arms_that_diverge_in_the_rehearsal_have_their_runs(tmp_path):
+    found = compare(Falls, Data, **(SMALL | {"trials": 2}), out=tmp_path / "out")
+    assert {arm["stability"]["search"]["states"]["diverged"] for arm in found["arms"].values()} == {2}
+    (one,) = found["comparisons"].values()
+    assert one["said"] == "no verdict"
+    for arm in ("llm", "llm/muon"):
+        assert f"nothing to confirm: no trial of {arm} has a finite result (2 diverged)" in one["reasons"]
 
 
 def test_an_iterable_dataset_with_a_seedable_order_is_fine(tmp_path, monkeypatch):
