@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +16,7 @@ from typing import Any
 from lit_opt.comparison.ledger import Ledger
 
 BEAT = 5.0  # seconds between heartbeats
-DEAD_AFTER = 60.0  # seconds without one, for a worker on another machine
+DEAD_AFTER = 60.0  # seconds without one, for a worker on another machine or in another container
 
 
 def worker_name() -> str:
@@ -63,6 +64,7 @@ class Claims:
                     {
                         "host": socket.gethostname(),
                         "pid": os.getpid(),
+                        "pids": _pids(),
                         "since": time.time(),
                         "born": _born(os.getpid()),
                     },
@@ -100,7 +102,8 @@ class Claims:
         found = []
         for path in self.folder.glob("*.claim"):
             owner = _owner(path)
-            if owner.get("host") == mine[0] and owner.get("pid") != mine[1] and not self._is_dead(path):
+            own = (owner.get("host"), owner.get("pid")) == mine and owner.get("pids") == _pids()
+            if owner.get("host") == mine[0] and not own and not self._is_dead(path):
                 found.append(path.stem)
         return sorted(found)
 
@@ -109,17 +112,15 @@ class Claims:
 
     def _is_dead(self, path: Path) -> bool:
         owner = _owner(path)
-        if owner.get("host") == socket.gethostname() and "pid" in owner:
+        if owner.get("host") == socket.gethostname() and owner.get("pids") == _pids() and "pid" in owner:
             return _born(owner["pid"]) != owner.get("born")
         # The clock of the file system, since two machines' clocks may differ.
-        probe = self.folder / f".now-{worker_name().replace('/', '_')}"
-        probe.touch()
+        with tempfile.NamedTemporaryFile(dir=self.folder, prefix=".now-") as probe:
+            now = os.fstat(probe.fileno()).st_mtime
         try:
-            return probe.stat().st_mtime - path.stat().st_mtime > DEAD_AFTER
+            return now - path.stat().st_mtime > DEAD_AFTER
         except FileNotFoundError:
             return True
-        finally:
-            probe.unlink(missing_ok=True)
 
 
 def _owner(path: Path) -> dict[str, Any]:
@@ -128,6 +129,14 @@ def _owner(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):  # gone, or its writer died before it had written: judged by its age
         return {}
     return owner if isinstance(owner, dict) else {}
+
+
+def _pids() -> str:
+    """Where process numbers are the same ones: two containers with one host name may each have a process 1."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
 
 
 def _born(pid: int) -> str | None:

@@ -143,6 +143,19 @@ def test_a_claim_of_another_machine_dies_by_its_heartbeat(tmp_path):
     assert claims.take("k")
 
 
+def test_a_claim_of_a_container_with_the_same_host_name_dies_by_its_heartbeat(tmp_path, monkeypatch):
+    """Its process numbers are others, so that nobody has that number here means nothing."""
+    claims = Claims(tmp_path, Ledger(tmp_path))
+    monkeypatch.setattr("lit_opt.comparison.claims._pids", lambda: "pid:[1]")
+    assert claims.take("k")
+    monkeypatch.undo()
+    path = tmp_path / "claims" / "k.claim"
+    path.write_text(path.read_text().replace(str(os.getpid()), "4194305"))  # no process has such a number
+    assert not claims.take("k") and claims.others() == ["k"]
+    os.utime(path, (0, 0))
+    assert claims.others() == [] and claims.take("k")
+
+
 def test_a_claim_is_beating(tmp_path, monkeypatch):
     monkeypatch.setattr("lit_opt.comparison.claims.BEAT", 0.01)
     claims = Claims(tmp_path, Ledger(tmp_path))
