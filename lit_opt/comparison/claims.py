@@ -134,7 +134,7 @@ def _owner(path: Path) -> dict[str, Any]:
 def _pids() -> str:
     """Where process numbers are the same ones: two containers with one host name may each have a process 1."""
     try:
-        return os.readlink("/proc/self/ns/pid")
+        return str(Path("/proc/self/ns/pid").readlink())
     except OSError:
         return ""
 
