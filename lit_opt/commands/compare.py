@@ -13,6 +13,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule, LightningModule
 
 from lit_opt.commands.from_config import built, parse_config
+from lit_opt.commands.trainer_section import kept_trainer, left_out
 from lit_opt.comparison.compare import compare, run_comparison, write_report
 from lit_opt.comparison.ledger import Ledger
 from lit_opt.comparison.stages import progress_of
@@ -20,20 +21,6 @@ from lit_opt.errors import RecipeError
 from lit_opt.explain.shipped_configs import shipped_configs
 from lit_opt.recipes import list_recipes
 
-# Of the section `trainer:`, what a run of a comparison keeps.
-_KEPT = (
-    "accelerator",
-    "precision",
-    "accumulate_grad_batches",
-    "limit_train_batches",
-    "limit_val_batches",
-    "deterministic",
-    "benchmark",
-    "inference_mode",
-    "detect_anomaly",
-    "gradient_clip_val",
-    "gradient_clip_algorithm",
-)
 _SECTIONS = {"model": LightningModule, "data": LightningDataModule}
 
 
@@ -117,6 +104,8 @@ def run_compare(options: Mapping[str, Any], args: Sequence[str]) -> int:
         dry_run=options["dry_run"],
         **numbers,
     )
+    if words := left_out(config):
+        print(words, flush=True)
     # From another folder a worker finds the same files.
     found = {"config": found_config(options["config"]), "arms": _found_arms(options["arms"])}
     kept = {name: value for name, value in options.items() if name != "out"}  # the ledger lies in it
@@ -248,14 +237,3 @@ def monitored(config: Any) -> tuple[str | None, str | None]:
         if arguments is not None and arguments.get("monitor"):
             return arguments["monitor"], arguments.get("mode")
     return None, None
-
-
-def kept_trainer(config: Any) -> dict[str, Any]:
-    """What a run keeps of the section `trainer:`."""
-    section = config["trainer"].as_dict()
-    kept = {key: section[key] for key in _KEPT if section.get(key) is not None}
-    return {
-        key: value
-        for key, value in kept.items()
-        if (key, value) not in (("accumulate_grad_batches", 1), ("inference_mode", True), ("detect_anomaly", False))
-    }

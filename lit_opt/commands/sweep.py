@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lit_opt.commands.compare import FromConfig, found_config, given_values, kept_trainer, monitored
+from lit_opt.commands.compare import FromConfig, found_config, given_values, monitored
 from lit_opt.commands.from_config import parse_config
 from lit_opt.commands.sweep_recipe import Carried, large_model, origin, refuse_untransferable, small_model
+from lit_opt.commands.trainer_section import kept_trainer, left_out
 from lit_opt.comparison.sweep import read_sweep, sweep
 from lit_opt.comparison.sweep_plot import draw_sweep
 from lit_opt.comparison.sweep_result import Found, sweep_sentences, sweep_table, sweep_title
@@ -47,6 +48,8 @@ def run_sweep(options: Mapping[str, Any], args: Sequence[str], show: Callable[..
     def given(name: str, default: float) -> Any:
         return default if options[name] is None else options[name]
 
+    if words := left_out(config):
+        print(words, flush=True)
     task, request = read_sweep(
         {
             "make_module": FromConfig("model", config_args),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
+from lit_opt.comparison.ranks import devices_of
 from lit_opt.comparison.records import Protocol
 from lit_opt.comparison.stages import budgets, total_runs
 
@@ -79,6 +80,8 @@ class Announcement:
             f"Estimated from a few timed steps of each arm: {duration(numbers['hours'] * 3600)}"
             + (f" with {self.workers} workers, times are then left out." if self.workers > 1 else "."),
         ]
+        if (devices := devices_of(cast(Mapping[str, Any], p.settings.get("trainer") or {}))) > 1:
+            lines.append(f"Each run on {devices} devices, in {devices} new processes; their start comes to the time.")
         if self.evaluating > 0.3:
             lines.append(
                 f"Evaluations are {self.evaluating:.0%} of it; fewer of them, or less validation data, would save most."

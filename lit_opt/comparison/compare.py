@@ -15,6 +15,7 @@ from lit_opt.comparison.facts import versions
 from lit_opt.comparison.horizons import refuse_without_warmup
 from lit_opt.comparison.ledger import Ledger, Lines
 from lit_opt.comparison.points import box_around
+from lit_opt.comparison.ranks import devices_of
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.rehearsal import Rehearsed, choose_metric, rehearse, seconds_of_a_run, threads
 from lit_opt.comparison.request import Request, changed, read_request
@@ -128,7 +129,9 @@ def run_comparison(given: Mapping[str, Any], command: Mapping[str, Any] | None =
     task, named, request = read_request(given)
     folder, workers, quiet = Path(given["out"]), given["workers"], given["quiet"]
     if workers > 1:
-        refuse_unsendable(task, workers)
+        refuse_unsendable(task, f"workers={workers}")
+    if (devices := devices_of(task.trainer)) > 1:
+        refuse_unsendable(task, f"trainer: devices={devices}")
     ledger = Ledger(folder) if folder.exists() else None
     reading = intact(ledger.read(), folder) if ledger is not None else Lines((), (), (), "")
     opened = next((event for _, event in reading.of("opened")), None)

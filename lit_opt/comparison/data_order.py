@@ -15,7 +15,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Sampler
 
+from lit_opt.comparison.ranks import Place, place
 from lit_opt.comparison.seeds import seed_all, stream, streams
 from lit_opt.errors import RecipeError
 
@@ -53,13 +55,14 @@ class OrderedLoader:
                     "batches can be put in order and hashed. Join them in one Dataset (torch.utils.data.ConcatDataset)."
                 ]
             )
-        self._loader, self._seed = loader, seed
+        self._seed = seed
         self._epoch = 0
-        self._seeds = streams(seed, "batch")
+        self._seeds = streams(seed, place().name("batch"))
         self._seed_of_next = next(self._seeds)
         self._hash = hashlib.sha256()
         self._sampled: list[bytes] = []
         inject_generator(loader, stream(seed, "data"))
+        self._loader = shared(loader, seed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
@@ -114,6 +117,63 @@ def inject_generator(loader: Any, seed: int) -> None:
             part.generator.manual_seed(seed)
         elif part.generator is None:
             part.generator = generator
+
+
+def shared(loader: Any, seed: int) -> Any:
+    """The loader of this process: of every so many batches the one of its rank, the order being the same for all.
+
+    Args:
+        loader: A DataLoader over a map-style dataset is divided; others, and one with a DistributedSampler, do it themselves.
+        seed: Of the run.
+
+    Example:
+        >>> from torch.utils.data import DataLoader
+        >>> loader = DataLoader(range(8))
+        >>> shared(loader, 1) is loader  # in a single process
+        True
+    """
+    here = place()
+    if here.world == 1 or type(loader) is not DataLoader or loader.batch_sampler is None:
+        return loader
+    if isinstance(loader.dataset, IterableDataset) or isinstance(loader.sampler, DistributedSampler):
+        return loader
+    # Workers draw their seeds from the loader's generator: other noise in each process.
+    generator = torch.Generator().manual_seed(stream(seed, here.name("data")))
+    kept = ("num_workers", "collate_fn", "pin_memory", "timeout", "worker_init_fn", "multiprocessing_context")
+    more = ("prefetch_factor", "persistent_workers")
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=EveryNth(loader.batch_sampler, here, loader.generator),
+        generator=generator,
+        **{name: getattr(loader, name) for name in (*kept, *more)},
+    )
+
+
+class EveryNth(Sampler[list[int]]):
+    """The batches of one rank; the last ones are left out where not every rank would get one.
+
+    Args:
+        batches: A batch sampler, in the same order in all processes.
+        place: Which are taken.
+        generator: Of a loader over all batches. It draws from it for its workers before the order is drawn, so here that
+            number is drawn as well, and the order is that of a single process.
+
+    Example:
+        >>> list(EveryNth([[0], [1], [2], [3], [4]], Place(1, 2)))
+        [[1], [3]]
+    """
+
+    def __init__(self, batches: Any, place: Place, generator: torch.Generator | None = None) -> None:
+        self.batches, self.place, self.generator = batches, place, generator
+
+    def __iter__(self) -> Iterator[list[int]]:
+        if self.generator is not None:
+            torch.empty((), dtype=torch.int64).random_(generator=self.generator)
+        one_each = [iter(self.batches)] * self.place.world
+        return (batches[self.place.rank] for batches in zip(*one_each, strict=False))
+
+    def __len__(self) -> int:
+        return len(self.batches) // self.place.world
 
 
 def sampled_bytes(batch: Any) -> bytes:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lit_opt import __version__
 from lit_opt.comparison.cost import optimizer_flops
+from lit_opt.comparison.ranks import place
 
 if TYPE_CHECKING:
     from lit_opt.callbacks.recipe import Recipe
@@ -133,7 +134,7 @@ def facts_after(observer: Observer) -> dict[str, Any]:
         'samples'
     """
     steps = max(observer.step, 1)
-    per_step = observer.passes * observer.model_flops / steps
+    per_step = observer.passes * observer.model_flops * place().world / steps
     device = observer.device
     cuda = device is not None and device.type == "cuda"
     return {

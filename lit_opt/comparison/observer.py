@@ -13,7 +13,8 @@ from lightning.pytorch.callbacks import Callback
 
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
-from lit_opt.comparison.facts import facts_before
+from lit_opt.comparison.facts import facts_before, text_hash
+from lit_opt.comparison.ranks import gathered, place, refuse_same_batches
 from lit_opt.comparison.records import Reading
 from lit_opt.comparison.seeds import seed_all, seed_torch, stream, streams
 from lit_opt.errors import RecipeError
@@ -110,7 +111,7 @@ class Observer(Callback):
         self._initial: float | None = None
         self._evaluating = 0.0
         self._fresh = True
-        self._noise = streams(seed, "noise", first=1)
+        self._noise = streams(seed, place().name("noise"), first=1)
         self._seed_of_noise = 0
         self._kept: tuple[Any, Any] | None = None
 
@@ -144,7 +145,7 @@ class Observer(Callback):
         """
         if self._fresh:
             self._fresh = False
-            self.samples += first_dimension(batch)
+            self.samples += first_dimension(batch) * place().world
             self.batches += 1
             self._seed_of_noise = next(self._noise)
         seed_torch(self._seed_of_noise)
@@ -166,14 +167,18 @@ class Observer(Callback):
             return  # accumulating
         self.step = step
         evaluates = step in self._evaluated
-        if evaluates or step % self._look == 0 or self.first_loss is None:
+        looks = evaluates or step % self._look == 0 or self.first_loss is None
+        if looks:
             self._look_at_losses(trainer)
         now = time.perf_counter()
         if self._since is not None:
             self._seconds += now - self._since
             self._timed += 1
         self._since = None if evaluates else now
-        if now - self._began > self.timeout:
+        late = now - self._began > self.timeout
+        if place().world > 1:  # all of them stop, or none
+            late = looks and trainer.strategy.reduce_boolean_decision(late, all=False)
+        if late:
             raise TimedOut(f"stopped after {now - self._began:.0f} s at step {self.step}")
         if self.stop_after is not None and self.step >= self.stop_after:
             if not self.evaluates_at_stop:
@@ -182,7 +187,10 @@ class Observer(Callback):
 
     def _look_at_losses(self, trainer: Any) -> None:
         """Compare the losses since the last look with the first one, as if each had been looked at."""
-        losses = torch.stack([loss.reshape(()) for loss in self._losses]).tolist() if self._losses else []
+        losses: list[float] = []
+        if self._losses:
+            # Of all processes, which so come to the same end.
+            losses = mean_of_all(torch.stack([loss.reshape(()) for loss in self._losses]), trainer).tolist()
         self._losses.clear()
         if self.device is not None and self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -192,11 +200,11 @@ class Observer(Callback):
             self.first_loss = self._initial * trainer.accumulate_grad_batches
         a_step = self.passes / self.step
         allowed = max(1.0, DIVERGED_SHARE * self.budget_steps * a_step)
-        for place, loss in enumerate(losses, 1):
+        for number, loss in enumerate(losses, 1):
             fine = self._initial is None or self._initial <= 0 or loss <= DIVERGED_FACTOR * self._initial
             self._bad = math.inf if not math.isfinite(loss) else 0.0 if fine else self._bad + 1
             if self._bad >= allowed and self.stop_after is None:
-                raise Diverged(self._why(allowed, self.step - int((len(losses) - place) / a_step)))
+                raise Diverged(self._why(allowed, self.step - int((len(losses) - number) / a_step)))
 
     def _why(self, allowed: float, step: int) -> str:
         if math.isinf(self._bad):
@@ -220,16 +228,18 @@ class Observer(Callback):
                 Reading(
                     step=step,
                     samples=self.samples if step else 0,
-                    flops=self.passes * self.model_flops + step * self.optimizer_flops if step else 0.0,
+                    flops=self.passes * self.model_flops * place().world + step * self.optimizer_flops if step else 0.0,
                     # The first step warms up, and is taken to be as long as the others.
                     seconds=self._seconds * step / self._timed if self._timed else math.nan if step else 0.0,
-                    metric=float(logged[self.metric]),
+                    metric=float(mean_of_all(logged[self.metric], trainer)),
                 )
             )
         elif step and self.metric:
             raise RecipeError([missing_metric(self.metric, self.logged)])
         if self.loader is not None and step:
-            self.batch_hashes[str(step)] = self.loader.digest()
+            digests = gathered(self.loader.digest())
+            refuse_same_batches(digests)
+            self.batch_hashes[str(step)] = digests[0] if len(digests) == 1 else text_hash(" ".join(digests))
         self.evaluation_seconds = time.perf_counter() - self._evaluating
         self._since = time.perf_counter() if step else None
 
@@ -237,6 +247,20 @@ class Observer(Callback):
     def seconds_per_step(self) -> float:
         """The mean, without evaluation and without the first step; nan where there was no other."""
         return self._seconds / self._timed if self._timed else math.nan
+
+
+def mean_of_all(value: Any, trainer: Any) -> Any:
+    """Over the processes of a run; a single one's value is left as it is.
+
+    Example:
+        >>> mean_of_all(torch.tensor(2.0), trainer=None)
+        tensor(2.)
+    """
+    if place().world == 1:
+        return value
+    return trainer.strategy.reduce(
+        torch.as_tensor(value, device=trainer.strategy.root_device).float(), reduce_op="mean"
+    )
 
 
 def _early_stopping(module: str) -> str:

@@ -17,6 +17,7 @@ from lit_opt.comparison.contract import check
 from lit_opt.comparison.cost import PassCounter
 from lit_opt.comparison.facts import facts_after
 from lit_opt.comparison.observer import Enough, Observer, missing_metric
+from lit_opt.comparison.ranks import devices_of, gathered, on_ranks
 from lit_opt.comparison.records import Arm, Protocol, Run
 from lit_opt.comparison.seeds import tuning_seed
 from lit_opt.comparison.task import Task
@@ -85,11 +86,13 @@ def rehearse(
         'rehearse'
     """
     found: dict[str, Rehearsed] = {}
+    devices = devices_of(task.trainer)
     for name in sorted(arms, key=lambda name: name != baseline):
         recipe, keywords = arms[name]
         first = name == baseline
+        given = (task, recipe, keywords, budget_steps, metric, seed, first)
         try:
-            found[name] = _rehearse(task, recipe, keywords, budget_steps, metric, seed, counts=first)
+            found[name] = on_ranks(_rehearse, *given, devices=devices) if devices > 1 else _rehearse(*given)
         except RecipeError as error:
             raise RecipeError([f"{name}: {text}" if not first else text for text in error.problems]) from error
         except Exception as error:
@@ -103,7 +106,7 @@ def rehearse(
 
 
 def _rehearse(
-    task: Task, recipe: str, keywords: Mapping[str, Any], budget: int, metric: str | None, seed: int, *, counts: bool
+    task: Task, recipe: str, keywords: Mapping[str, Any], budget: int, metric: str | None, seed: int, counts: bool
 ) -> Rehearsed:
     counter = PassCounter()
     try:
@@ -146,7 +149,7 @@ def _rehearse(
         model_flops=counter.flops,
         logged=frozenset(observer.logged),
         facts={**observer.before, **facts_after(observer)},
-        digest=observer.loader.digest() if observer.loader is not None else "",
+        digest=" ".join(gathered(observer.loader.digest())) if observer.loader is not None else "",
         batches=_length(observer.loader),
         iterable=isinstance(dataset, IterableDataset),
     )

@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from lit_opt.comparison.arms import Named, read_arms
 from lit_opt.comparison.codec import canonical, plain
 from lit_opt.comparison.horizons import horizon_steps
+from lit_opt.comparison.ranks import device_problems
 from lit_opt.comparison.task import Task
 from lit_opt.errors import RecipeError, nearest
 
@@ -27,9 +28,7 @@ _OURS = {
     "num_sanity_val_steps": "each run is evaluated before its training",
     "logger": "the readings are in the ledger",
     "callbacks": "a callback may treat arms differently, and keeps its state from run to run",
-    "devices": "a run has one device; give workers= for more runs at once",
-    "num_nodes": "a run has one device; start the same command on other machines that share the folder",
-    "strategy": "a run has one device",
+    "num_nodes": "a run stays on one machine; start the same command on others that share the folder",
     "enable_checkpointing": "nothing is kept of a run but its readings",
     "enable_progress_bar": "there is one for the whole comparison",
     "enable_model_summary": "it would come with every run",
@@ -124,6 +123,7 @@ def read_request(given: Mapping[str, Any]) -> tuple[Task, Named, Request]:
         problems += found
     trainer = dict(given["trainer"] or {})
     problems += [f"trainer: {key}: {_OURS[key]}. Leave it out." for key in trainer if key in _OURS]
+    problems += device_problems(trainer, given["workers"] if isinstance(given["workers"], int) else 1)
     if problems:
         raise RecipeError(problems)
     task = Task(given["make_module"], given["make_datamodule"], named, trainer)

@@ -12,7 +12,8 @@ import torch
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.facts import facts_after
 from lit_opt.comparison.observer import Diverged, Observer, TimedOut
-from lit_opt.comparison.records import Arm, Protocol, Run, State
+from lit_opt.comparison.ranks import devices_of, on_ranks
+from lit_opt.comparison.records import Arm, Protocol, Reading, Readout, Run, State
 from lit_opt.comparison.task import Job, Task, overrides_at
 from lit_opt.comparison.training import is_out_of_memory, train
 from lit_opt.errors import RecipeError
@@ -38,6 +39,34 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         >>> execute.__name__  # tests/comparison/test_run.py runs it
         'execute'
     """
+    devices = devices_of(task.trainer)
+    if devices == 1:
+        return _execute(job, arm, task, protocol)
+    try:
+        run: Run = on_ranks(_execute_on_rank, job, arm, task, protocol, devices=devices)
+    except _Broken as broken:
+        return broken.run
+    except RuntimeError as error:  # killed, or ended by something that Python does not see
+        return _run_of(job, "crashed", {}, {"error": str(error)[-500:]})
+    return run
+
+
+class _Broken(Exception):
+    """A run that failed in one process; the others have to be stopped."""
+
+    def __init__(self, run: Run) -> None:
+        super().__init__(run)
+        self.run = run
+
+
+def _execute_on_rank(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
+    run = _execute(job, arm, task, protocol)
+    if run.state in ("crashed", "oom"):
+        raise _Broken(run)
+    return run
+
+
+def _execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
     settings: Mapping[str, Any] = protocol.settings
     if settings.get("threads"):
         torch.set_num_threads(int(settings["threads"]))
@@ -62,6 +91,11 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         raise RecipeError([_stopped(observer.step, budget)])
     elif state == "done" and last is not None and not math.isfinite(last.metric):
         state, error = "diverged", f"{protocol.metric} was {last.metric} at the end"
+    facts = {**observer.before, **facts_after(observer), **({"error": error[:500]} if error else {})}
+    return _run_of(job, state, {arm.readout: tuple(observer.readings)}, facts)
+
+
+def _run_of(job: Job, state: State, readings: dict[Readout, tuple[Reading, ...]], facts: dict[str, Any]) -> Run:
     return Run(
         key=job.key,
         stage=job.stage,
@@ -71,8 +105,8 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
         seed=job.seed,
         values=dict(job.values),
         state=state,
-        readings={arm.readout: tuple(observer.readings)},
-        facts={**observer.before, **facts_after(observer), **({"error": error[:500]} if error else {})},
+        readings=readings,
+        facts=facts,
         steps=job.steps,
     )
 

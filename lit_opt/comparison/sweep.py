@@ -18,6 +18,7 @@ from lit_opt.comparison.compare import open_protocol, refuse_changed
 from lit_opt.comparison.facts import versions
 from lit_opt.comparison.ledger import Ledger, Lines
 from lit_opt.comparison.points import TUNED
+from lit_opt.comparison.ranks import device_problems
 from lit_opt.comparison.records import Protocol
 from lit_opt.comparison.request import Request, label
 from lit_opt.comparison.stages import progress_of
@@ -76,6 +77,7 @@ def read_sweep(given: Mapping[str, Any]) -> tuple[Task, SweepRequest]:
             problems.append(f"{name}: {value!r} is not allowed; give a whole number from {low} up.")
     if not 0.1 <= given["decades"] <= 8.0:
         problems.append(f"decades: {given['decades']!r} is not allowed; give a number from 0.1 to 8.")
+    problems += device_problems(given["trainer"], given["workers"] if isinstance(given["workers"], int) else 1)
     named = {}
     try:
         named = read_arms({given["recipe"]["name"]: given["recipe"]}, None, least=1)
@@ -142,7 +144,7 @@ def sweep(
         'sweep'
     """
     if workers > 1:
-        refuse_unsendable(task, workers)
+        refuse_unsendable(task, f"workers={workers}")
     reading = intact(Ledger(folder).read(), folder) if folder.exists() else Lines((), (), (), "")
     opened = next((event for _, event in reading.of("opened")), None)
     if opened is not None:

@@ -55,17 +55,21 @@ def run_workers(
             _supervise(folder, task, stages, workers, seen)
 
 
-def refuse_unsendable(task: Task, workers: int) -> None:
+def refuse_unsendable(task: Task, source: str) -> None:
     """Refuse what another process cannot be given.
+
+    Args:
+        task: The code that makes modules and data.
+        source: What asks for other processes, such as "workers=4".
 
     Raises:
         RecipeError: Lambdas, functions inside functions, or open files in the factories.
 
     Example:
-        >>> refuse_unsendable(Task(lambda: None, None, {}), 4)  # doctest: +ELLIPSIS
+        >>> refuse_unsendable(Task(lambda: None, None, {}), "workers=4")  # doctest: +ELLIPSIS
         Traceback (most recent call last):
             ...
-        lit_opt.errors.RecipeError: workers: 4 processes, and make_module cannot be sent to them ...
+        lit_opt.errors.RecipeError: workers=4: other processes, and make_module cannot be sent to them ...
     """
     for name, thing in (
         ("make_module", task.make_module),
@@ -78,8 +82,8 @@ def refuse_unsendable(task: Task, workers: int) -> None:
         except Exception as error:  # pickle raises what it likes
             raise RecipeError(
                 [
-                    f"workers: {workers} processes, and {name} cannot be sent to them ({error}). Define it at the top level of "
-                    "a module (no lambda, no function inside a function), or give workers=1."
+                    f"{source}: other processes, and {name} cannot be sent to them ({error}). Define it at the top level of "
+                    "a module (no lambda, no function inside a function), or leave this out."
                 ]
             ) from None
 
@@ -179,7 +183,7 @@ def _lines(estimate: Mapping[str, float], stages: Stages) -> Callable[[Progress]
         if now - last < _LINE:
             return
         last = now
-        left = (now - began) * (total - done) / (done - at_first) if done > at_first else None
+        left = (now - began) * max(0.0, total - done) / (done - at_first) if done > at_first else None
         print(f"{where}" + (f", about {duration(left)} left" if left is not None else ""), file=sys.stderr, flush=True)
 
     return update

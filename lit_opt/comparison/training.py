@@ -7,17 +7,19 @@ import logging
 import signal
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.plugins.environments import LightningEnvironment
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, inject_generator
 from lit_opt.comparison.observer import Observer
+from lit_opt.comparison.ranks import place
 from lit_opt.comparison.seeds import seed_all, stream
 from lit_opt.comparison.task import Task, call_with_seed
 from lit_opt.errors import RecipeError
@@ -79,7 +81,13 @@ def train(
     # What a module writes beside the log, such as pictures, goes with the run: nothing is kept but the readings.
     with quiet(), _lightnings_words(), tempfile.TemporaryDirectory(prefix="lit-opt-compare-") as scratch:
         trainer = Trainer(
-            **{"accelerator": "auto", "devices": 1, "default_root_dir": scratch, **task.trainer},
+            **{
+                "accelerator": "auto",
+                "devices": 1,
+                "default_root_dir": scratch,
+                **task.trainer,
+                **_on_ranks(task.trainer),
+            },
             max_steps=observer.budget_steps,
             max_epochs=-1,
             val_check_interval=every * accumulation,
@@ -95,6 +103,16 @@ def train(
             trainer.fit(module, observer.loader, data[1])
         else:
             trainer.fit(module, datamodule=data)
+
+
+def _on_ranks(trainer: Mapping[str, Any]) -> dict[str, Any]:
+    """What the Trainer of one of several processes is given besides."""
+    if place().world == 1:
+        return {}
+    strategy = trainer.get("strategy", "auto")
+    # Under SLURM and others Lightning would take the numbers of the processes from there.
+    plugins = [*(trainer.get("plugins") or []), LightningEnvironment()]
+    return {"strategy": "ddp" if strategy == "auto" else strategy, "plugins": plugins}
 
 
 @contextmanager

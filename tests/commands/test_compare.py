@@ -9,6 +9,7 @@ import pytest
 
 from lit_opt.cli import main
 from lit_opt.commands.compare import FromConfig, parse_config, read_arms
+from lit_opt.commands.trainer_section import kept_trainer, left_out
 from lit_opt.comparison.ledger import Ledger
 from lit_opt.comparison.stages import progress_of
 from lit_opt.errors import RecipeError
@@ -151,6 +152,26 @@ def test_a_seed_among_the_arguments_gets_that_of_the_run():
     make = FromConfig("data", ("--config=llm",))
     assert [make(seed).seed for seed in (3, 4)] == [3, 4]
     assert "seed" not in make.label and make.label.startswith("lit_opt.workloads.ByteText(")
+
+
+def test_what_is_kept_of_the_trainer_and_what_is_said_to_be_left_out(config):
+    def of(*args: str) -> tuple[dict[str, object], str]:
+        parsed = parse_config((f"--config={config}", *args), verb="compare")
+        return kept_trainer(parsed), left_out(parsed)
+
+    assert of() == ({"accelerator": "cpu"}, "")
+    kept, words = of("--trainer.devices=2", "--trainer.strategy=ddp", "--trainer.accumulate_grad_batches=2")
+    assert kept == {"accelerator": "cpu", "devices": 2, "strategy": "ddp", "accumulate_grad_batches": 2} and not words
+    _, words = of("--trainer.num_nodes=2", "--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val_loss")
+    assert words == "Of the section trainer: left out, for all arms alike: num_nodes=2, callback EarlyStopping."
+
+
+def test_devices_that_a_comparison_does_not_take_are_refused(config, tmp_path, capsys):
+    command = ["compare", "--config", config, "--arms", "llm,llm/muon", *SMALL, "--out", str(tmp_path / "out")]
+    assert main([*command, "--trainer.devices=2", "--trainer.strategy=fsdp", "--workers=2"]) == 2
+    said = capsys.readouterr().err
+    assert "strategy: 'fsdp' is not allowed; a run on several devices takes 'ddp'" in said
+    assert "workers: 2, and each run takes 2 devices" in said
 
 
 def test_the_help_teaches(capsys):

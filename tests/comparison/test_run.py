@@ -134,7 +134,7 @@ def test_numbers_of_python_and_numpy_are_the_same_in_every_arm(dropout):
     """A module may mix its batches with numpy, as timm's Mixup does; Drawing draws before its closure, and others evaluate twice."""
     seen: dict[str, list[Any]] = {}
     keywords = {"optimizer": Drawing, "weight_decay": 0.0}
-    arms = {
+    arms: dict[str, dict[str, Any]] = {
         "llm": {},
         "drawing": keywords,
         "cnn/sam": {},

@@ -10,7 +10,7 @@ import pickle
 import random
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -153,7 +153,7 @@ def test_nothing_is_drawn_from_python_and_numpy_before_the_model_is_evaluated(na
     for _ in range(12):
         np.random.rand()
         before = (random.getstate(), np.random.get_state(legacy=False)["state"]["pos"])
-        optimizer.step(closure)
+        optimizer.step(cast(Any, closure))
         assert seen[0] == before
         seen.clear()
 
