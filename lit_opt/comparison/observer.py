@@ -94,6 +94,7 @@ class Observer(Callback):
         self.timeout, self.stop_after, self.evaluates_at_stop = timeout, stop_after, evaluates_at_stop
         self.loader: OrderedLoader | None = None
         self.device: torch.device | None = None
+        self.batches_an_epoch: int | None = None
         self.before: dict[str, Any] = {}
         self.readings: list[Reading] = []
         self.batch_hashes: dict[str, str] = {}
@@ -125,6 +126,8 @@ class Observer(Callback):
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Note what is there before the first step."""
         self.device = pl_module.device
+        count = trainer.num_training_batches
+        self.batches_an_epoch = int(count) if math.isfinite(count) else None
         self.before = facts_before(trainer, pl_module, self.recipe)
         self.optimizer_flops = self.before["optimizer_flops_per_step"] or 0.0
 

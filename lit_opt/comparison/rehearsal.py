@@ -43,7 +43,7 @@ class Rehearsed:
         logged: Names logged in validation.
         facts: As of a run.
         digest: Of the batches.
-        batches: In an epoch, None where it has no length.
+        batches: In an epoch, as far as it is used; None where it has no length.
         iterable: The data are an IterableDataset.
 
     Example:
@@ -82,7 +82,7 @@ def rehearse(
         RecipeError: What a run would refuse; or the arms do not get the same model and batches.
 
     Example:
-        >>> rehearse.__name__  # tests/comparison/test_rehearsal.py
+        >>> rehearse.__name__  # tests/comparison/test_compare.py
         'rehearse'
     """
     found: dict[str, Rehearsed] = {}
@@ -150,7 +150,7 @@ def _rehearse(
         logged=frozenset(observer.logged),
         facts={**observer.before, **facts_after(observer)},
         digest=" ".join(gathered(observer.loader.digest())) if observer.loader is not None else "",
-        batches=_length(observer.loader),
+        batches=observer.batches_an_epoch,
         iterable=isinstance(dataset, IterableDataset),
     )
 
@@ -179,13 +179,6 @@ def _few_steps(
     with suppress(Enough):
         train(task, callback, observer, observer.seed, sanity=0, callbacks=callbacks)
     return callback, observer
-
-
-def _length(loader: Any) -> int | None:
-    try:
-        return len(loader)
-    except TypeError:
-        return None
 
 
 def _same_for_all(found: Mapping[str, Rehearsed], baseline: str, task: Task, seed: int) -> None:
@@ -231,9 +224,11 @@ def _same_for_all(found: Mapping[str, Rehearsed], baseline: str, task: Task, see
     accumulation = int(task.trainer.get("accumulate_grad_batches", 1))
     batches = found[baseline].batches
     if batches is not None and batches % accumulation:
+        whole = batches - batches % accumulation or accumulation
         problems.append(
             f"accumulate_grad_batches={accumulation}: an epoch has {batches} batches, so its last step would have fewer, and "
-            f"evaluations would move. Give trainer={{'limit_train_batches': {batches - batches % accumulation or accumulation}}}."
+            f"evaluations would move. Give trainer={{'limit_train_batches': {whole}}} "
+            f"(--trainer.limit_train_batches={whole})."
         )
     if problems:
         raise RecipeError(problems)

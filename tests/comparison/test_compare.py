@@ -355,6 +355,12 @@ def test_what_cannot_be_compared_is_said_in_one_message(module, data, change, wo
     assert words.lower() in str(refused.value).lower()
 
 
+def test_what_is_said_of_an_epoch_that_does_not_divide_helps(tmp_path):
+    trainer = {**CPU, "accumulate_grad_batches": 3, "limit_train_batches": 3}
+    found = compare(Net, Data, **(SMALL | {"trials": 1, "trainer": trainer}), out=tmp_path / "out")
+    assert found["violations"] == []
+
+
 def test_arms_that_diverge_in_the_rehearsal_have_their_runs(tmp_path):
     found = compare(Falls, Data, **(SMALL | {"trials": 2}), out=tmp_path / "out")
     assert {arm["stability"]["search"]["states"]["diverged"] for arm in found["arms"].values()} == {2}
