@@ -83,7 +83,7 @@ def compare(
         seed: Of the comparison.
         out: Folder of the ledger and the report.
         workers: Processes on this machine. With more than one, times are left out: they would not be fair.
-        trainer: Keywords of the Trainer, such as `{"precision": "bf16-mixed"}`.
+        trainer: Keywords of the Trainer, such as `{"precision": "bf16-mixed"}`; with `{"devices": 2}` each run takes two, by DDP.
         timeout: Seconds after which a run is stopped; it is repeated twice and then counts as missed.
         dry_run: Announce runs, samples and hours; nothing is written.
         quiet: Print neither the announcement nor the progress.

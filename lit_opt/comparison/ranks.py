@@ -142,7 +142,10 @@ def on_ranks(function: Callable[..., Any], *args: Any, devices: int) -> Any:
                 process.kill()
                 process.join()
         if not result.exists():
-            raise RuntimeError(ended or "a process of the run ended without a result")
+            raise RuntimeError(
+                f"{ended or 'a process of the run ended without a result'}. What it said is above. In a script the call belongs "
+                "under `if __name__ == '__main__':`, since each process reads the script again."
+            )
         value = pickle.loads(result.read_bytes())
     if isinstance(value, BaseException):
         raise value

@@ -140,7 +140,7 @@ def sweep(
         RecipeError: What cannot be trained or tuned; another protocol in the folder.
 
     Example:
-        >>> sweep.__name__  # tests/comparison/test_sweep.py
+        >>> sweep.__name__  # tests/commands/test_sweep.py
         'sweep'
     """
     if workers > 1:

@@ -25,7 +25,7 @@ def draw_sweep(found: Found, path: Path) -> Path:
         RecipeError: matplotlib is missing.
 
     Example:
-        >>> draw_sweep.__name__  # tests/comparison/test_sweep.py
+        >>> draw_sweep.__name__  # tests/commands/test_sweep.py
         'draw_sweep'
     """
     require("matplotlib", "the picture of a sweep")

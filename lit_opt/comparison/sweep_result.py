@@ -88,7 +88,7 @@ def found_in(progress: Progress) -> Found:
         progress: Of a sweep.
 
     Example:
-        >>> found_in.__name__  # tests/comparison/test_sweep.py
+        >>> found_in.__name__  # tests/commands/test_sweep.py
         'found_in'
     """
     protocol = progress.protocol

@@ -119,7 +119,7 @@ def due(progress: Progress, extend: int) -> tuple[str, dict[str, Any]] | None:
     """Points beyond the edge, where the best one stands there and rounds are left.
 
     Example:
-        >>> due.__name__  # tests/comparison/test_sweep.py
+        >>> due.__name__  # tests/commands/test_sweep.py
         'due'
     """
     if len(progress.rounds) >= extend or open_jobs(progress):
@@ -134,7 +134,7 @@ def is_complete(progress: Progress, extend: int) -> bool:
     """Whether nothing is left to do.
 
     Example:
-        >>> is_complete.__name__  # tests/comparison/test_sweep.py
+        >>> is_complete.__name__  # tests/commands/test_sweep.py
         'is_complete'
     """
     return not open_jobs(progress) and due(progress, extend) is None
@@ -157,7 +157,7 @@ def costs_of(progress: Progress) -> list[list[float]]:
     """For each point the costs of its finished runs, one a seed: lower is better, infinite where a run failed.
 
     Example:
-        >>> costs_of.__name__  # tests/comparison/test_sweep.py
+        >>> costs_of.__name__  # tests/commands/test_sweep.py
         'costs_of'
     """
     points: list[list[float]] = [[] for _ in points_of(progress)]
@@ -172,7 +172,7 @@ def best_point(progress: Progress) -> int | None:
     """The point with the lowest mean cost; None where all of them failed.
 
     Example:
-        >>> best_point.__name__  # tests/comparison/test_sweep.py
+        >>> best_point.__name__  # tests/commands/test_sweep.py
         'best_point'
     """
     means = [sum(costs) / len(costs) if costs else math.inf for costs in costs_of(progress)]
@@ -186,7 +186,7 @@ def chosen_point(progress: Progress) -> int | None:
     As good is what lies within the seeds' noise: a value that hardly matters has its best anywhere.
 
     Example:
-        >>> chosen_point.__name__  # tests/comparison/test_sweep.py
+        >>> chosen_point.__name__  # tests/commands/test_sweep.py
         'chosen_point'
     """
     best = best_point(progress)
