@@ -55,25 +55,25 @@ class OrderedLoader:
                     "batches can be put in order and hashed. Join them in one Dataset (torch.utils.data.ConcatDataset)."
                 ]
             )
-        self._seed = seed
+        self._loader, self._seed = loader, seed
         self._epoch = 0
         self._seeds = streams(seed, place().name("batch"))
         self._seed_of_next = next(self._seeds)
         self._hash = hashlib.sha256()
         self._sampled: list[bytes] = []
         inject_generator(loader, stream(seed, "data"))
-        self._loader = shared(loader, seed)
+        self._part = shared(loader, seed)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._loader, name)
 
     def __len__(self) -> int:
-        return len(self._loader)
+        return len(self._part)
 
     def __iter__(self) -> Iterator[Any]:
         seed_all(stream(self._seed, "epoch", self._epoch))
         self._epoch += 1
-        batches = iter(self._loader)
+        batches = iter(self._part)
         while True:
             seed_all(self._seed_of_next)
             try:

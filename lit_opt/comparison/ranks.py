@@ -227,7 +227,7 @@ def refuse_same_batches(digests: list[str]) -> None:
         raise RecipeError(
             [
                 f"train_dataloader: of {len(digests)} processes some got the same batches, so more devices would mean no more data. "
-                "A DataLoader over a map-style dataset is divided among them; an IterableDataset has to yield its own part in "
-                "each process (torch.distributed.get_rank())."
+                "A plain DataLoader over a map-style dataset is divided among them; an IterableDataset, or a loader of another class, "
+                "has to yield its own part in each process (torch.distributed.get_rank())."
             ]
         )

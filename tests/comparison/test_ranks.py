@@ -131,6 +131,9 @@ def test_the_batches_of_all_ranks_are_those_of_one(monkeypatch):
         return [batch.tolist() for _ in range(2) for batch in loader]
 
     whole = batches(Place(), 4)
+    monkeypatch.setattr("lit_opt.comparison.ranks._place", Place(1, 2))
+    part = OrderedLoader(DataLoader(range(20), 4), seed=3)  # type: ignore[arg-type]
+    assert (part.batch_size, len(part)) == (4, 2), "the recipe reads the batch size from the loader"
     first, second = (batches(Place(rank, 2), 2) for rank in (0, 1))
     assert [one + other for one, other in zip(first, second, strict=True)] == whole
 
