@@ -151,14 +151,14 @@ class Observer(Callback):
             self.samples += first_dimension(batch) * place().world
             self.batches += 1
             self._seed_of_noise = next(self._noise)
+        self.passes += 1
         seed_torch(self._seed_of_noise)
         if self._kept is not None:
             random.setstate(self._kept[0])
             np.random.set_state(self._kept[1])
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Any) -> None:
-        """Count the passes, and keep the loss for the next look."""
-        self.passes += 1
+        """Keep the loss for the next look."""
         # Elsewhere than on the CPU it may lie in memory that the next step writes to (CUDA graphs).
         self._losses.append(loss.detach() if loss.device.type == "cpu" else loss.detach().clone())
 

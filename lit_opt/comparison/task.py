@@ -123,4 +123,5 @@ def _scale(recipe: str, keywords: Mapping[str, Any]) -> str | None:
     name = keywords.get("optimizer", spec.optimizer.number)
     if not isinstance(name, str) or "scale" not in get_row(name).hyperparameters:
         return None
-    return str(published_units(spec, get_row(name))["scale"])
+    scale = published_units(spec, get_row(name))["scale"]
+    return scale if isinstance(scale, str) else None  # Scion's is a factor

@@ -19,8 +19,9 @@ from lit_opt.comparison.observer import Diverged, Observer
 from lit_opt.comparison.records import Arm, Protocol
 from lit_opt.comparison.run import execute
 from lit_opt.comparison.seeds import confirmation_seed, tuning_seed
-from lit_opt.comparison.task import Job, Task
+from lit_opt.comparison.task import Job, Task, overrides_at
 from lit_opt.errors import RecipeError
+from lit_opt.recipes import get_recipe, list_recipes
 from tests.comparison.toy import CPU, Data, Net
 
 STEPS = 12  # three epochs of four batches
@@ -321,6 +322,7 @@ def test_losses_are_judged_one_by_one_though_looked_at_together(bad, words, pass
     def train():
         for step in range(1, 101):
             for _ in range(passes):
+                watch.before_pass(torch.zeros(1))
                 watch.on_before_backward(None, None, torch.tensor(bad.get(step, 1.0)))
             watch.on_train_batch_end(
                 SimpleNamespace(global_step=step, accumulate_grad_batches=1), None, None, None, step
@@ -351,6 +353,16 @@ def test_what_a_matrix_optimizer_leaves_to_adamw_keeps_its_ratio():
     one = execute(Job("k", "tune", 0, arm.name, 1, 1, {"lr": 0.04, "weight_decay": 0.02}), arm, task, protocol)
     groups = {group["algorithm"]: group["lr"] for group in cast(Any, one.facts["groups"])}
     assert groups == pytest.approx({"muon": 0.04, "adamw": 0.002})
+
+
+@pytest.mark.parametrize("recipe", list_recipes())
+def test_every_recipe_takes_the_values_of_a_trial(recipe):
+    """Scion's scale is a number and not a system of units, which kept it out of every search."""
+    start = {"lr": float(cast(Any, get_recipe(recipe).lr.base.number)), "weight_decay": 0.01}
+    arm = Arm(recipe, recipe, {}, start, {})
+    for factor in (0.05, 1.0, 20.0):
+        at = overrides_at(arm, {}, {name: factor * value for name, value in start.items()}, {})
+        assert Recipe(recipe, **at, existing="replace").spec.name == recipe
 
 
 def test_averages_are_read_where_the_arm_averages():
