@@ -74,7 +74,8 @@ def factor(schedule: Schedule, step: int) -> float:
     if s.total_steps is None:
         raise ValueError(f"total_steps: the schedule {s.kind!r} needs a horizon.")
     start = s.total_steps - s.cooldown_steps if s.kind == "wsd" else s.warmup_steps
-    progress = 1.0 if step >= s.total_steps else max(0.0, (step - start) / (s.total_steps - start))
+    # A run of a few steps may have no cooldown: max() keeps its end from being divided by.
+    progress = 1.0 if step >= s.total_steps else max(0.0, (step - start) / max(1, s.total_steps - start))
     return s.final + (1.0 - s.final) * _remaining(s, progress)
 
 

@@ -170,3 +170,11 @@ def test_agrees_with_torch_polynomial_and_milestones():
     s = Schedule(total_steps=60, kind="step", milestones=(20, 40), gamma=0.1)
     found = torch_factors(lambda o: torch.optim.lr_scheduler.MultiStepLR(o, milestones=[20, 40], gamma=0.1), 60)
     assert [factor(s, step) for step in range(60)] == pytest.approx(found, abs=1e-12)
+
+
+@pytest.mark.parametrize("total", [1, 2, 3])
+@pytest.mark.parametrize("kind", KINDS)
+def test_runs_of_a_few_steps_without_a_cooldown(kind, total):
+    schedule = Schedule(total_steps=total, warmup_steps=0, kind=kind, cooldown_steps=0)
+    assert all(0.0 <= factor(schedule, step) <= 1.0 for step in range(total + 2))
+    assert factor(schedule, 0) == 1.0

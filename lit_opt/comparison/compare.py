@@ -204,7 +204,7 @@ def open_protocol(task: Task, named: Named, request: Request) -> tuple[Protocol,
     base = shown[request.baseline]
     per_epoch = base.batches / int(task.trainer.get("accumulate_grad_batches", 1)) if base.batches else None
     refuse_without_warmup(named, request.horizons or (), budget, per_epoch)
-    metric, mode = choose_metric(request.metric, request.mode, base.logged)
+    metric, mode = choose_metric(request.metric, request.mode, base.logged if request.metric else base.validated)
     readout = common_readout({name: one.averages for name, one in shown.items()}, request.readout)
     arms = tuple(
         Arm(

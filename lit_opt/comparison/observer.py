@@ -99,6 +99,8 @@ class Observer(Callback):
         self.readings: list[Reading] = []
         self.batch_hashes: dict[str, str] = {}
         self.logged: set[str] = set()
+        # Before the first validation: what training logs, which may be the same names.
+        self.logged_in_training: set[str] | None = None
         self.model_flops, self.optimizer_flops = 0.0, 0.0
         self.samples = self.passes = self.batches = self.step = 0
         self.first_loss: float | None = None
@@ -219,6 +221,8 @@ class Observer(Callback):
     def on_validation_start(self, trainer: Any, pl_module: Any) -> None:
         """The same random numbers in every evaluation of a seed."""
         self._evaluating = time.perf_counter()
+        if self.logged_in_training is None:
+            self.logged_in_training = set(trainer.callback_metrics)
         seed_all(stream(self.seed, "evaluation"))
 
     def on_validation_end(self, trainer: Any, pl_module: Any) -> None:
@@ -238,13 +242,18 @@ class Observer(Callback):
                 )
             )
         elif step and self.metric:
-            raise RecipeError([missing_metric(self.metric, self.logged)])
+            raise RecipeError([missing_metric(self.metric, self.validated)])
         if self.loader is not None and step:
             digests = gathered(self.loader.digest())
             refuse_same_batches(digests)
             self.batch_hashes[str(step)] = digests[0] if len(digests) == 1 else text_hash(" ".join(digests))
         self.evaluation_seconds = time.perf_counter() - self._evaluating
         self._since = time.perf_counter() if step else None
+
+    @property
+    def validated(self) -> set[str]:
+        """The names that came with validation; all where none is new there."""
+        return self.logged - (self.logged_in_training or set()) or self.logged
 
     @property
     def seconds_per_step(self) -> float:

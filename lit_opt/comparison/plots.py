@@ -310,7 +310,9 @@ def _lost(differences: list[float | None]) -> str:
 
 def _interesting(drawn: list[tuple[list[float], list[float]]], mode: str) -> tuple[float, float]:
     """Bounds that leave out the first fall of a curve, which would flatten everything after it."""
-    late = [(low[i], high[i]) for low, high in drawn for i in range(len(low)) if i >= 0.15 * len(low)]
+    late = [
+        (low[i], high[i]) for low, high in drawn for i in range(len(low)) if i >= min(0.15 * len(low), len(low) - 1)
+    ]
     bottom, top = min(low for low, _ in late), max(high for _, high in late)
     margin = 0.06 * (top - bottom or abs(top) or 1)
     return bottom - margin, top + margin

@@ -40,7 +40,8 @@ class Rehearsed:
         seconds_per_step: nan where the budget is a single step.
         evaluation_seconds: Of one evaluation, 0 where none was done.
         model_flops: Of one forward and backward pass; None where they could not be counted.
-        logged: Names logged in validation.
+        logged: Names logged when validation ended.
+        validated: Of these the ones that came with validation.
         facts: As of a run.
         digest: Of the batches.
         batches: In an epoch, as far as it is used; None where it has no length.
@@ -59,6 +60,7 @@ class Rehearsed:
     evaluation_seconds: float
     model_flops: float | None
     logged: frozenset[str]
+    validated: frozenset[str]
     facts: dict[str, Any]
     digest: str
     batches: int | None
@@ -148,6 +150,7 @@ def _rehearse(
         evaluation_seconds=observer.evaluation_seconds,
         model_flops=counter.flops,
         logged=frozenset(observer.logged),
+        validated=frozenset(observer.validated),
         facts={**observer.before, **facts_after(observer)},
         digest=" ".join(gathered(observer.loader.digest())) if observer.loader is not None else "",
         batches=observer.batches_an_epoch,

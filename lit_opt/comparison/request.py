@@ -33,6 +33,7 @@ _OURS = {
     "enable_progress_bar": "there is one for the whole comparison",
     "enable_model_summary": "it would come with every run",
     "fast_dev_run": "it is dry_run",
+    "detect_anomaly": "it would make a crash of a run that diverges",
     "overfit_batches": "the data have to be those of training",
     "reload_dataloaders_every_n_epochs": "the batches of a run come from one loader",
 }

@@ -266,6 +266,20 @@ class Silent(Net):
         pass
 
 
+class Both(Net):
+    """Logs in training as well, once under the name that validation has, too."""
+
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        self.log("train_loss", loss)
+        self.log("both_loss", loss)
+        return loss
+
+    def validation_step(self, batch, batch_idx):
+        self.log("my_acc", torch.tensor(0.5))
+        self.log("both_loss", torch.tensor(0.5))
+
+
 class Two(Net):
     def validation_step(self, batch, batch_idx):
         self.log("a_loss", torch.tensor(1.0))
@@ -332,6 +346,8 @@ class Patient(Net):
         (NotFinite, Data, {}, "loss: that of the first batch is nan, before any step was taken"),
         (Silent, Data, {}, "metric: which logged name decides? Nothing is logged in validation. Give metric="),
         (Two, Data, {}, "Logged are: a_loss, b_loss. Give metric="),
+        (Both, Data, {"metric": "val_acc"}, "'val_acc' was not logged in validation; logged were: my_acc. Give one"),
+        (Net, Data, {"trainer": {**CPU, "detect_anomaly": True}}, "it would make a crash of a run that diverges"),
         (Net, Data, {"metric": "val_acc"}, "metric: 'val_acc' was not logged in validation; logged were: val_loss"),
         (Net, Stream, {}, "An IterableDataset has an order of its own"),
         (Partial, Data, {}, "number of trainable parameters: 161 in llm, 17 in llm/muon"),
@@ -353,6 +369,12 @@ def test_what_cannot_be_compared_is_said_in_one_message(module, data, change, wo
     with pytest.raises(RecipeError) as refused:
         compare(module, data, **(SMALL | change), out=tmp_path / "out")
     assert words.lower() in str(refused.value).lower()
+
+
+@pytest.mark.parametrize("metric", [None, "both_loss"])
+def test_a_metric_that_training_logs_as_well_is_not_guessed_and_may_be_given(metric, tmp_path):
+    found = compare(Both, Data, **(SMALL | {"trials": 1, "metric": metric}), out=tmp_path / "out")
+    assert found["protocol"]["metric"] == (metric or "my_acc")
 
 
 def test_what_is_said_of_an_epoch_that_does_not_divide_helps(tmp_path):

@@ -9,10 +9,13 @@ from html.parser import HTMLParser
 
 import pytest
 
+from lit_opt import compare
 from lit_opt.comparison import report, words
 from lit_opt.comparison import results as R
 from lit_opt.comparison.page import page
+from tests.comparison.conftest import SMALL
 from tests.comparison.made import comparison, made_run, search
+from tests.comparison.toy import Data, Net
 
 VOID = {"meta", "img", "br"}
 
@@ -162,3 +165,10 @@ def test_untuned_arms_are_said_to_be(tmp_path):
     assert results["comparisons"]["muon"]["verdict"] == "better"
     assert any("No arm was tuned" in text for text in words.caveats(results))
     report.write(tmp_path, plan, runs, results)
+
+
+def test_runs_of_one_step(tmp_path):
+    """A schedule with a cooldown has none there, and a curve against time is a single point."""
+    given = {"trials": 1, "budget_steps": 1, "eval_every": 1, "arms": ["llm", "llm/scion"]}
+    found = compare(Net, Data, **(SMALL | given), out=tmp_path / "out")
+    assert found["violations"] == [] and (tmp_path / "out" / "report.html").exists()
