@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,6 +13,7 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule, LightningModule
 
+from lit_opt.commands.config_files import config_contents, expand_configs
 from lit_opt.commands.from_config import built, parse_config
 from lit_opt.commands.trainer_section import kept_trainer, left_out
 from lit_opt.comparison.compare import compare, run_comparison, write_report
@@ -170,19 +172,23 @@ def read_arms(text: str, base: str, config: Any) -> dict[str, dict[str, Any]]:
         if name in arms:
             raise RecipeError([f"arms: {name!r} is there twice. Give titles: --arms first={what},second={what}."])
         if is_file:
-            arms[name] = _section(what)
+            arms[name] = _section(what, config)
         elif own is not None and own["name"] == what:
             arms[name] = given_values(own)
         elif base in shipped_configs() and what in shipped_configs() and what in list_recipes():
-            arms[name] = _section(what)
+            arms[name] = _section(what, config)
         else:
             arms[name] = {"name": what}
     return arms
 
 
-def _section(config: str) -> dict[str, Any]:
-    """The recipe of a config, its given values alone."""
-    parsed = parse_config((f"--config={found_config(config)}",), verb="compare")
+def _section(config: str, base: Any) -> dict[str, Any]:
+    """The recipe of a config, its given values alone. Where it names no model, the base's stands in, for the parser."""
+    file = f"--config={found_config(config)}"
+    modelless = not any("model" in content for content in config_contents(expand_configs(["fit", file])))
+    model = base.get("model") if modelless else None
+    others = [] if model is None else [f"--model={json.dumps(model.as_dict(), default=str)}"]
+    parsed = parse_config((file, *others), verb="compare")
     if parsed.get("recipe") is None:
         raise RecipeError([f"arms: {config} has no section `recipe:`. Add one, such as `recipe: {{name: llm}}`."])
     return given_values(parsed["recipe"])

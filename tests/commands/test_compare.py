@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from lit_opt.cli import main
-from lit_opt.commands.compare import FromConfig, parse_config, read_arms
+from lit_opt.commands.compare import FromConfig, found_config, parse_config, read_arms
 from lit_opt.commands.trainer_section import kept_trainer, left_out
 from lit_opt.comparison.ledger import Ledger
 from lit_opt.comparison.stages import progress_of
@@ -140,6 +140,15 @@ def test_arms_by_recipe_file_and_title(config, tmp_path):
     assert arms["Muon"] == {"name": "llm/muon"} and arms["cnn"] == {"name": "cnn"}
     with pytest.raises(RecipeError, match="is there twice"):
         read_arms("a=llm,a=cnn", config, parsed)
+
+
+def test_an_arm_may_be_a_file_with_a_recipe_alone(config, tmp_path):
+    other = tmp_path / "tuned.yaml"
+    other.write_text("recipe: {name: llm/muon, lr: 7e-3}")
+    for base in (config, "llm"):
+        parsed = parse_config((f"--config={found_config(base)}",), verb="compare")
+        arm = read_arms(f"llm,{other}", base, parsed)["tuned"]
+        assert (arm["name"], arm["lr"]) == ("llm/muon", 7e-3)
 
 
 def test_arms_of_a_shipped_config_start_from_the_shipped_configs():
