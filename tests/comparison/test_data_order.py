@@ -45,6 +45,10 @@ TENSORS = {
     "one number": torch.tensor(3.5),
     "wants a gradient": torch.randn(4, requires_grad=True),
     "none": torch.zeros(0, 3),
+    "negated view": torch.randn(100, 77, dtype=torch.complex64).conj().imag,
+    "negated and in one piece": torch.view_as_real(torch.randn(3, dtype=torch.complex64)).neg(),
+    "float8": torch.randn(9).to(torch.float8_e4m3fn),
+    "from the middle": torch.randn(5000)[7:4900],
 }
 
 
