@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch import Tensor
 
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
@@ -189,6 +190,17 @@ class Observer(Callback):
             if not self.evaluates_at_stop:
                 raise Enough
             trainer.should_stop = True  # and Lightning validates
+
+    def broken_by(self) -> str:
+        """Which loss or gradient was not finite when something failed: a decomposition of such numbers raises. Else ''."""
+        step = self.step + 1
+        if any(not bool(torch.isfinite(loss).all()) for loss in self._losses):
+            return f"the loss was not finite by step {step}"
+        if self.recipe.optimizer is None:
+            return ""
+        params = (p for group in self.recipe.optimizer.param_groups for p in group["params"])
+        grads = (p.grad for p in params if isinstance(p.grad, Tensor) and p.grad.layout == torch.strided)
+        return "" if all(bool(torch.isfinite(g).all()) for g in grads) else f"a gradient was not finite at step {step}"
 
     def _look_at_losses(self, trainer: Any) -> None:
         """Compare the losses since the last look with the first one, as if each had been looked at."""

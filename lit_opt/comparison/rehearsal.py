@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -179,8 +178,21 @@ def _few_steps(
         stop_after=min(STEPS, budget),
         evaluates_at_stop=evaluate,
     )
-    with suppress(Enough):
+    try:
         train(task, callback, observer, observer.seed, sanity=0, callbacks=callbacks)
+    except Enough:
+        pass
+    except RecipeError:
+        raise
+    except Exception as failure:
+        if why := observer.broken_by():
+            raise RecipeError(
+                [
+                    f"{recipe}: {why} of the rehearsal, at its start of the search, and the optimizer cannot go on from there ({failure}). "
+                    "Look at the batch and at training_step, or give this arm a lower lr to start from."
+                ]
+            ) from failure
+        raise
     return callback, observer
 
 

@@ -132,6 +132,8 @@ def _train(task: Task, recipe: Recipe, observer: Observer, seed: int) -> tuple[S
         text = "".join(traceback.format_exception_only(failure)).strip()
         if is_out_of_memory(failure):
             return "oom", text
+        if why := observer.broken_by():
+            return "diverged", f"{why}: {text}"
         frame = traceback.extract_tb(failure.__traceback__)[-1]
         return "crashed", f"{text} ({frame.filename}:{frame.lineno})"
     return "done", ""

@@ -344,6 +344,7 @@ class Patient(Net):
         (Patient, Data, {}, "Patient: its configure_callbacks brings EarlyStopping"),
         (Manual, Data, {}, "automatic_optimization is False (manual optimization)"),
         (NotFinite, Data, {}, "loss: that of the first batch is nan, before any step was taken"),
+        (NotFinite, Data, {"arms": ["llm/soap", "llm"]}, "not finite by step 1 of the rehearsal"),
         (Silent, Data, {}, "metric: which logged name decides? Nothing is logged in validation. Give metric="),
         (Two, Data, {}, "Logged are: a_loss, b_loss. Give metric="),
         (Both, Data, {"metric": "val_acc"}, "'val_acc' was not logged in validation; logged were: my_acc. Give one"),

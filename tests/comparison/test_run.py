@@ -335,6 +335,18 @@ def test_losses_are_judged_one_by_one_though_looked_at_together(bad, words, pass
     assert words.replace("5 batches", f"{5 * passes} batches") in str(stopped.value)
 
 
+class FallsLate(Net):
+    def training_step(self, batch, batch_idx):
+        loss = super().training_step(batch, batch_idx)
+        return loss * (float("nan") if self.trainer.global_step >= 5 else 1.0)
+
+
+@pytest.mark.parametrize("recipe", ["llm/soap", "llm/shampoo", "llm/muon"])
+def test_a_decomposition_that_fails_at_what_is_not_finite_is_a_divergence_and_no_crash(recipe):
+    one = run(recipe, module=FallsLate)
+    assert (one.state, "not finite" in one.facts["error"]) == ("diverged", True), one.facts["error"]
+
+
 def test_a_far_too_large_rate_diverges():
     one = run("cnn", values={"lr": 1e4}, keywords={"clip": 0.0})
     assert one.state == "diverged"
