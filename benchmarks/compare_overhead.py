@@ -1,6 +1,6 @@
 """What the harness of a comparison costs a training step: hashes, seeds, the observer.
 
-Run from the root of the repository on a quiet machine, about three minutes: `python -m benchmarks.compare_overhead` writes
+Run from the root of the repository on a quiet machine, more than a minute: `python -m benchmarks.compare_overhead` writes
 benchmarks/results/compare_overhead.md.
 """
 
@@ -32,7 +32,7 @@ from lit_opt.comparison.training import train
 WARM = 20
 
 # Width of the model, batch, pairs of steps: the tiny one shows the harness itself, the other a step of about 10 ms.
-SIZES = {"tiny step": (8, 16, 3_000), "step of about 10 ms": (512, 256, 9_000)}
+SIZES = {"tiny step": (8, 16, 3_000), "step of about 10 ms": (512, 256, 3_000)}
 
 # A pair with a step of this many times the median, or of its inverse, holds something else: the end of an epoch, other work.
 OUTSIDE = 1.5
