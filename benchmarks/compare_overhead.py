@@ -1,6 +1,6 @@
 """What the harness of a comparison costs a training step: hashes, seeds, the observer.
 
-Run from the root of the repository on a quiet machine, more than a minute: `python -m benchmarks.compare_overhead` writes
+Run from the root of the repository on a quiet machine, about four minutes: `python -m benchmarks.compare_overhead` writes
 benchmarks/results/compare_overhead.md.
 """
 
@@ -29,7 +29,7 @@ from lit_opt.comparison.statistics import median_interval
 from lit_opt.comparison.task import Task
 from lit_opt.comparison.training import train
 
-WARM = 20
+WARM, ROUNDS = 20, 3
 
 # Width of the model, batch, pairs of steps: the tiny one shows the harness itself, the other a step of about 10 ms.
 SIZES = {"tiny step": (8, 16, 3_000), "step of about 10 ms": (512, 256, 3_000)}
@@ -47,7 +47,7 @@ Processor time from batch to batch, and the difference within each pair of neigh
 machine nor the caches of another program count, and what the harness leaves behind in the caches does. The median of the pairs,
 and the mean, to which belongs what is not done in every step: the hash itself, the seeds made in advance, the look at the
 losses. In brackets 95 % intervals. Pairs with a step that is {outside} times as long as the median, or as short, are left out: ends of
-epochs, other work. Not in it: what Lightning takes to come to a callback and find that it has nothing to do.
+epochs, other work. Not in it: what Lightning takes to come to a callback and find that it has nothing to do. Each training was repeated {rounds} times: one line each.
 
 | step | without, ms | median, microseconds | mean, microseconds | mean of 10 ms | pairs (left out) |
 |---|---|---|---|---|---|
@@ -155,11 +155,12 @@ def main() -> None:
     began, all_then, own_then = time.monotonic(), processor_seconds(), time.process_time()
     rows = []
     for name, size in SIZES.items():
-        rows.append(row(name, size))
-        print(rows[-1], flush=True)
+        for _ in range(ROUNDS):
+            rows.append(row(name, size))
+            print(rows[-1], flush=True)
     others = (processor_seconds() - all_then - (time.process_time() - own_then)) / (time.monotonic() - began)
     busy = f"While it ran, other work used {max(others, 0):.2f} of the machine's {os.cpu_count()} cores."
-    text = TEXT.format(torch=torch.__version__, busy=busy, outside=OUTSIDE)
+    text = TEXT.format(torch=torch.__version__, busy=busy, outside=OUTSIDE, rounds=ROUNDS)
     Path("benchmarks/results/compare_overhead.md").write_text(text + "\n".join(rows) + "\n")
 
 

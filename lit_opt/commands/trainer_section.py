@@ -18,27 +18,30 @@ _KEPT = (
     "deterministic",
     "benchmark",
     "inference_mode",
-    "detect_anomaly",
+    "detect_anomaly",  # to be refused
     "gradient_clip_val",
     "gradient_clip_algorithm",
     "sync_batchnorm",
 )
 # The comparison has its own of these, or none by its rules: docs/compare.md.
 _DECIDED = (
-    *(
-        "max_steps",
-        "max_epochs",
-        "min_steps",
-        "min_epochs",
-        "max_time",
-        "val_check_interval",
-        "check_val_every_n_epoch",
-    ),
-    *("num_sanity_val_steps", "logger", "log_every_n_steps", "enable_checkpointing", "enable_progress_bar"),
-    *("enable_model_summary", "default_root_dir"),
+    "max_steps",
+    "max_epochs",
+    "min_steps",
+    "min_epochs",
+    "max_time",
+    "val_check_interval",
+    "check_val_every_n_epoch",
+    "num_sanity_val_steps",
+    "logger",
+    "log_every_n_steps",
+    "enable_checkpointing",
+    "enable_progress_bar",
+    "enable_model_summary",
+    "default_root_dir",
 )
 # They watch a run and do not change it.
-_WATCH = ("ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor", "OptimizerMonitor", "Timer", "ModelSummary")
+_WATCH = ("ModelCheckpoint", "LearningRateMonitor", "DeviceStatsMonitor", "OptimizerMonitor", "ModelSummary")
 
 
 def kept_trainer(config: Any) -> dict[str, Any]:

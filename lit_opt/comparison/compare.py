@@ -14,10 +14,11 @@ from lit_opt.comparison.contract import check, check_ledger
 from lit_opt.comparison.facts import versions
 from lit_opt.comparison.horizons import refuse_without_warmup
 from lit_opt.comparison.ledger import Ledger, Lines
+from lit_opt.comparison.metric import choose_metric
 from lit_opt.comparison.points import box_around
 from lit_opt.comparison.ranks import devices_of
 from lit_opt.comparison.records import Arm, Protocol
-from lit_opt.comparison.rehearsal import Rehearsed, choose_metric, rehearse, seconds_of_a_run, threads
+from lit_opt.comparison.rehearsal import Rehearsed, rehearse, seconds_of_a_run, threads
 from lit_opt.comparison.request import Request, changed, read_request
 from lit_opt.comparison.stages import progress_of
 from lit_opt.comparison.task import Factory, Task

@@ -15,6 +15,7 @@ from torch import Tensor
 from lit_opt.callbacks.recipe import Recipe
 from lit_opt.comparison.data_order import OrderedLoader, first_dimension
 from lit_opt.comparison.facts import facts_before, text_hash
+from lit_opt.comparison.metric import missing_metric
 from lit_opt.comparison.ranks import gathered, place, refuse_same_batches
 from lit_opt.comparison.records import Reading
 from lit_opt.comparison.seeds import seed_all, seed_torch, stream, streams
@@ -292,15 +293,3 @@ def _early_stopping(module: str) -> str:
         f"{module}: its configure_callbacks brings EarlyStopping, which would end some runs before others, and a comparison "
         "needs equal budgets. Leave it out: an argument of the module, such as early_stopping=False, could decide it."
     )
-
-
-def missing_metric(metric: str, logged: set[str]) -> str:
-    """What to say where nothing of that name was logged in validation.
-
-    Example:
-        >>> missing_metric("val_loss", set())
-        "metric: 'val_loss' was not logged in validation; nothing was. Log it in validation_step: self.log('val_loss', loss)."
-    """
-    there = f"logged were: {', '.join(sorted(logged))}. Give one of them as metric=" if logged else "nothing was"
-    remedy = "" if logged else f" Log it in validation_step: self.log({metric!r}, loss)."
-    return f"metric: {metric!r} was not logged in validation; {there}.{remedy}"

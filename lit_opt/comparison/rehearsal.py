@@ -15,7 +15,7 @@ from lit_opt.comparison.arms import Named
 from lit_opt.comparison.contract import check
 from lit_opt.comparison.cost import PassCounter
 from lit_opt.comparison.facts import facts_after
-from lit_opt.comparison.observer import Enough, Observer, missing_metric
+from lit_opt.comparison.observer import Enough, Observer
 from lit_opt.comparison.ranks import devices_of, gathered, on_ranks
 from lit_opt.comparison.records import Arm, Protocol, Run
 from lit_opt.comparison.seeds import tuning_seed
@@ -188,7 +188,7 @@ def _few_steps(
         if why := observer.broken_by():
             raise RecipeError(
                 [
-                    f"{recipe}: {why} of the rehearsal, at its start of the search, and the optimizer cannot go on from there ({failure}). "
+                    f"{recipe}: {why} of the rehearsal, at the values it starts from, and the optimizer cannot go on ({failure}). "
                     "Look at the batch and at training_step, or give this arm a lower lr to start from."
                 ]
             ) from failure
@@ -247,42 +247,6 @@ def _same_for_all(found: Mapping[str, Rehearsed], baseline: str, task: Task, see
         )
     if problems:
         raise RecipeError(problems)
-
-
-def choose_metric(metric: str | None, mode: str | None, logged: frozenset[str]) -> tuple[str, str]:
-    """The metric and whether lower or higher is better.
-
-    Args:
-        metric: As given.
-        mode: As given, "min", "max" or None.
-        logged: Names logged in validation.
-
-    Raises:
-        RecipeError: It is not logged, or cannot be guessed.
-
-    Example:
-        >>> choose_metric(None, None, frozenset({"val_loss", "val_acc"})), choose_metric("val_acc", None, frozenset())
-        (('val_loss', 'min'), ('val_acc', 'max'))
-    """
-    if metric is None:
-        metric = "val_loss" if "val_loss" in logged else next(iter(logged)) if len(logged) == 1 else None
-        if metric is None:
-            names = f"Logged are: {', '.join(sorted(logged))}." if logged else "Nothing is logged in validation."
-            raise RecipeError([f"metric: which logged name decides? {names} Give metric= (--metric NAME)."])
-    elif logged and metric not in logged:
-        raise RecipeError([missing_metric(metric, set(logged))])
-    if mode is None:
-        words = metric.lower()
-        lower = any(word in words for word in ("loss", "error", "err", "bpb", "ppl", "perplexity", "mse", "mae", "fid"))
-        higher = any(
-            word in words for word in ("acc", "auc", "f1", "iou", "map", "bleu", "score", "precision", "recall")
-        )
-        if lower == higher:
-            raise RecipeError(
-                [f"mode: is lower or higher better for {metric!r}? Give mode='min' or 'max' (--mode min)."]
-            )
-        mode = "min" if lower else "max"
-    return metric, mode
 
 
 def seconds_of_a_run(one: Rehearsed, baseline: Rehearsed, budget_steps: int, evaluations: int) -> float:

@@ -52,7 +52,7 @@ def execute(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
 
 
 class _Broken(Exception):
-    """A run that failed in one process; the others have to be stopped."""
+    """A run that did not end well in one process; the others may wait for it and have to be stopped."""
 
     def __init__(self, run: Run) -> None:
         super().__init__(run)
@@ -61,7 +61,7 @@ class _Broken(Exception):
 
 def _execute_on_rank(job: Job, arm: Arm, task: Task, protocol: Protocol) -> Run:
     run = _execute(job, arm, task, protocol)
-    if run.state in ("crashed", "oom"):
+    if run.state != "done":  # perhaps in this process alone
         raise _Broken(run)
     return run
 
